@@ -1,0 +1,403 @@
+"""The command line. It reads words and prints answers; what they mean is decided below it.
+
+Nothing heavy is imported before a command needs it, so that `fovea --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from harness.errors import FoveaError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.cache import Answers
+    from harness.engine import Progress, Run
+
+RUNS = Path("results/runs")
+KINDS = ("tasks", "models", "methods", "metrics")
+
+COMPLETE, REFUSED, FAILED, INTERRUPTED = 0, 2, 3, 130
+
+app = typer.Typer(
+    name="fovea",
+    help="Run any method on any model on any task, and get a number that can be trusted.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[Path, typer.Option("--out", help="Folder of run directories.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks and libraries' logs.")]
+
+
+def main() -> None:
+    """The `fovea` command: exit codes 0 complete, 2 refused, 3 failed samples, 130 interrupted."""
+    try:
+        app()
+    except FoveaError as error:
+        _refuse(error)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+@app.command()
+def run(
+    task: Annotated[str, typer.Argument(help="What to ask: pope:root=DIR, small_detail, ...")],
+    model: Annotated[str, typer.Argument(help="Whom to ask: hf:CHECKPOINT, replay:FILE, ...")],
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", "-m", help="Wrapped around the model; the first innermost."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="The first N samples.")] = None,
+    samples: Annotated[
+        list[str] | None, typer.Option(help="Only the sample with this id; repeatable.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Ask each sample K times, with seeds S, S+1, ...")] = 1,
+    seed: Annotated[int, typer.Option(help="S: the sampler's seed.")] = 0,
+    batch: Annotated[int | None, typer.Option(help="Samples per group [default: the model's pace].")] = None,
+    max_failures: Annotated[int | None, typer.Option(help="Stop once more samples than this failed.")] = None,
+    out: Out = RUNS,
+    cache: Annotated[bool, typer.Option(help="Keep answers in OUT/cache.sqlite and use those there.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the first three prompts and stop.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a task on a model, with methods around it. Repeating the command resumes the run."""
+    from harness import engine, resolve
+
+    with _errors(verbose):
+        answers = _answers(out) if cache and not dry_run else None
+        the_task = resolve.make_task(task, answers)
+        methods = [resolve.make_method(spec, answers) for spec in method or ()]
+        the_model = resolve.make_model(model, answers)
+        if dry_run:
+            _show_prompts(the_task, engine.compose(the_model, methods), limit, samples or (), seed)
+            return
+        with _progress(the_task.name) as progress:
+            result = engine.run(
+                the_task,
+                the_model,
+                methods,
+                out=out,
+                limit=limit,
+                samples=samples or (),
+                repeats=repeats,
+                seed=seed,
+                batch=batch,
+                max_failures=max_failures,
+                cache=answers,
+                progress=progress,
+                warn=_warn,
+            )
+        _show_result(result)
+        raise typer.Exit(_exit_code(result))
+
+
+@app.command()
+def score(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders of them.")],
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="chair:front_end=rules, ...; default: the run's own.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Score finished runs again, without the model. Other metrics are added to the run."""
+    from harness import engine, resolve, store
+
+    with _errors(verbose):
+        for path in _run_directories(runs):
+            stored = store.read_run(path)["metrics"]
+            metrics = [resolve.make_metric(spec) for spec in metric or ()]
+            metrics = metrics or [resolve.metric_from(entry) for entry in stored]
+            summary = engine.score(path, metrics)
+            _console().print(f"[bold]{path}[/]")
+            _show_scores(summary)
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="tasks, models, methods or metrics.")],
+    name: Annotated[str | None, typer.Argument(help="One of them, with its knobs.")] = None,
+) -> None:
+    """List what exists, or show one thing with its knobs."""
+    from harness import resolve
+
+    with _errors(False):
+        kinds = dict(zip(KINDS, resolve.ROOMS, strict=True))
+        if kind not in kinds:
+            raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}", param_hint="KIND")
+        if name is None:
+            found = resolve.names(kinds[kind])
+            width = max(map(len, found), default=0)
+            for each, where in found.items():
+                typer.echo(f"{each:<{width}}  {resolve.summary(where)}")
+            return
+        typer.echo(resolve.documentation(kinds[kind], name))
+        for knob, type_name, default in resolve.knobs(kinds[kind], name):
+            typer.echo(f"  {knob}: {type_name}  [{default}]")
+
+
+@app.command()
+def board(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories, or folders of them.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Show runs as a leaderboard: score, interval, n of N, difference to no method, cost."""
+    from harness import resolve
+
+    with _errors(verbose):
+        resolve.verb("board")(_run_directories(runs or [RUNS]), resolve.metric_from, _console())
+
+
+@app.command()
+def demo(
+    scenes: Annotated[int, typer.Option(help="Scenes to ask about.")] = 250,
+    out: Out = Path("results/demo"),
+    model: Annotated[str, typer.Option(help="The model to show.")] = "hf:assets/demo",
+    verbose: Verbose = False,
+) -> None:
+    """The bundled model on small details: plainly, with controls, with ViCrop; then the board."""
+    from harness import engine, resolve
+
+    arms = ["", "full_twice", "random_crop", "center_crop"]
+    arms += [f"vicrop:locate={locate}" for locate in ("raw_att", "rel_att", "oracle")]
+    with _errors(verbose):
+        if model == "hf:assets/demo":
+            model = f"hf:{Path(__file__).parent.parent / 'assets' / 'demo'}"
+        task = resolve.make_task("small_detail")
+        answers = _answers(out)
+        results = {}
+        for arm in arms:
+            methods = [resolve.make_method(arm)] if arm else []
+            with _progress(arm or "full image") as progress:
+                results[arm] = engine.run(
+                    task,
+                    resolve.make_model(model),
+                    methods,
+                    out=out,
+                    limit=scenes,
+                    cache=answers,
+                    progress=progress,
+                    warn=_warn,
+                )
+            if _exit_code(results[arm]):
+                raise typer.Exit(_exit_code(results[arm]))
+        runs = [result.path for result in results.values()]
+        resolve.verb("board")(runs, resolve.metric_from, _console())
+        picture = out / "scenes.png"
+        resolve.verb("scenes")(task, results[""].path, results["vicrop:locate=rel_att"].path, picture)
+        _console().print(f"\nFour scenes with the crop and both answers: {picture}")
+
+
+@app.command()
+def cache(
+    out: Out = RUNS,
+    clear: Annotated[bool, typer.Option("--clear", help="Forget every answer.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the answers kept beside the runs, or forget them."""
+    with _errors(verbose):
+        path = out / "cache.sqlite"
+        if not path.exists():
+            typer.echo(f"{path}: no answers yet")
+            return
+        answers = _answers(out)
+        if clear:
+            answers.clear()
+        number, size = answers.size()
+        typer.echo(f"{path}: {number:,} answers, {size / 2**20:.1f} MiB")
+
+
+@app.command()
+def doctor(out: Out = RUNS) -> None:
+    """Check what Fovea needs here: packages, accelerator, word data, Java, room to write."""
+    from harness.doctor import findings
+
+    worst = 0
+    for name, good, message in findings(out):
+        mark = {True: "ok  ", None: "note", False: "BAD "}[good]
+        typer.echo(f"{mark} {name:<12} {message}")
+        worst = worst or (REFUSED if good is False else 0)
+    raise typer.Exit(worst)
+
+
+# ---------------------------------------------------------------- what the user sees
+
+
+def _answers(out: Path) -> Answers:
+    from harness.cache import Answers
+
+    return Answers(out / "cache.sqlite")
+
+
+def _run_directories(paths: list[Path]) -> list[Path]:
+    from harness import store
+
+    found = []
+    for path in paths:
+        runs = store.find_runs(path)
+        if not runs:
+            raise FoveaError(f"{path} holds no run. Runs live in {RUNS}/TASK/MODEL/METHOD-ID")
+        found += runs
+    return found
+
+
+def _exit_code(result: Run) -> int:
+    if result.status == "interrupted":
+        return INTERRUPTED
+    return FAILED if result.status != "complete" or result.failed else COMPLETE
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def _show_result(result: Run) -> None:
+    _show_scores(result.summary)
+    typer.echo(f"{result.path}")
+    if result.status == "interrupted":
+        _warn(f"interrupted. To resume: {' '.join(_quoted_command())}")
+    elif result.failed:
+        _warn(f"{result.failed} samples failed; repeat the command to try them again")
+
+
+def _quoted_command() -> list[str]:
+    import shlex
+
+    return ["fovea", *(shlex.quote(word) for word in sys.argv[1:])]
+
+
+def _show_scores(summary: Any) -> None:
+    console = _console()
+    for kind, number in summary["failures"].items():
+        _warn(f"{number} failed: {kind}")
+    for key, entry in summary["metrics"].items():
+        console.print(f"{key}  scored {entry['n']} of {summary['n']}", markup=False)
+        for name, estimate in entry["scores"].items():
+            console.print(f"  {name:<12} {_interval(estimate)}", markup=False)
+
+
+def _interval(estimate: Any) -> str:
+    if estimate["value"] is None:
+        return "undefined"
+    text = f"{estimate['value']:.4f}"
+    if estimate["low"] is not None:
+        text += f"  [{estimate['low']:.4f}, {estimate['high']:.4f}]"
+    return text
+
+
+def _show_prompts(task: Any, chain: Any, limit: int | None, ids: Any, seed: int) -> None:
+    """The first three prompts exactly as sent, and their pictures."""
+    from harness import engine
+
+    inner, names = engine.unwrap(chain)
+    selection = engine.select(task, limit, ids, 1)
+    typer.echo(f"{task.name}, protocol {task.protocol}: {len(selection.samples)} of {selection.of} samples")
+    typer.echo(f"methods: {' then '.join(names) or 'none'}\n")
+    for sample in selection.samples[:3]:
+        request = engine.request_of(task, sample, seed)
+        typer.echo(f"--- {sample.id}")
+        for picture in request.images:
+            typer.echo(f"picture  {picture.source.label}")
+        if request.system is not None:
+            typer.echo(f"system   {request.system!r}")
+        typer.echo(f"text     {request.text!r}")
+        render = getattr(inner, "render", None)
+        if render is not None:
+            typer.echo(f"as sent  {render(request)!r}")
+        typer.echo(f"decoding {request.decoding}\n")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Any]:
+    """A live line on a terminal; elsewhere a line every ten seconds."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield _Lines(what)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[calls]:,} calls, {task.fields[rate]:.1f}/s"),
+        TextColumn("[red]{task.fields[failed]}[/]"),
+        TimeRemainingColumn(),
+    ]
+    with Bar(*columns, console=console) as bar:
+        line = bar.add_task(what, total=None, calls=0, rate=0.0, failed="")
+        began = time.monotonic()
+
+        def show(now: Progress) -> None:
+            rate = (now.done - now.resumed) / max(1e-9, time.monotonic() - began)
+            failed = f"{now.failed} failed" if now.failed else ""
+            bar.update(
+                line, total=now.total, completed=now.done, calls=now.spent.calls, rate=rate, failed=failed
+            )
+
+        yield show
+
+
+class _Lines:
+    """Progress for logs."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.began = self.told = time.monotonic()
+
+    def __call__(self, now: Progress) -> None:
+        clock = time.monotonic()
+        if clock - self.told < 10 and now.done < now.total:
+            return
+        self.told = clock
+        rate = (now.done - now.resumed) / max(1e-9, clock - self.began)
+        left = (now.total - now.done) / rate if rate else 0
+        failed = f", {now.failed} failed" if now.failed else ""
+        resumed = f" ({now.resumed} resumed)" if now.resumed else ""
+        typer.echo(
+            f"{self.what}: {now.done}/{now.total}{resumed}{failed}, {now.spent.calls:,} calls, "
+            f"{rate:.1f}/s, {left:.0f} s left",
+            err=True,
+        )
+
+
+def _warn(message: str) -> None:
+    typer.secho(message, err=True, fg="yellow")
+
+
+def _refuse(error: FoveaError) -> NoReturn:
+    typer.secho(f"fovea: {error}", err=True, fg="red")
+    sys.exit(REFUSED)
+
+
+@contextmanager
+def _errors(verbose: bool) -> Iterator[None]:
+    """A user's mistake is a sentence, not a traceback (unless asked for)."""
+    if not verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        yield
+    except FoveaError as error:
+        if verbose:
+            raise
+        _refuse(error)

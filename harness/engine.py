@@ -1,0 +1,550 @@
+"""The run: samples to requests, requests through methods and model, responses to records and a summary.
+
+It cuts the samples into groups as the model's pace says, keeps several groups in flight for models that
+wait on a wire, and writes every record as its group completes. It knows the eight words; it knows no
+benchmark, no model and no method by name.
+
+    from harness.engine import run
+    from harness.resolve import make_method, make_model, make_task
+
+    result = run(make_task("small_detail"), make_model("hf:assets/demo"), [make_method("vicrop")])
+    print(result.summary["metrics"]["exact[llava]"]["scores"]["accuracy"])
+"""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import events, stats
+from harness.cache import Answers, Cached
+from harness.errors import DataError, PictureError, SpecError
+from harness.provenance import now, provenance
+from harness.store import Key, Record, RunDirectory, read_records, read_run, run_id, slug
+from harness.types import (
+    Json,
+    Method,
+    Metric,
+    Model,
+    Request,
+    Response,
+    Sample,
+    Task,
+    Usage,
+    digest,
+)
+
+RUNS = Path("results/runs")
+Wrap = Callable[[Model], Model]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: samples ended (of them failed and resumed), of `total`; what was spent now."""
+
+    done: int
+    total: int
+    failed: int
+    resumed: int
+    spent: Usage
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left behind. status: complete, interrupted, or stopped (too many failures)."""
+
+    path: Path
+    status: str
+    header: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    spending: Mapping[str, Any]
+
+    @property
+    def failed(self) -> int:
+        return int(self.summary["failed"])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which samples are asked for, in the task's order, each `repeats` times."""
+
+    samples: tuple[Sample, ...]
+    of: int
+    repeats: int = 1
+
+    @property
+    def keys(self) -> list[Key]:
+        return [(sample.id, repeat) for repeat in range(self.repeats) for sample in self.samples]
+
+    def json(self) -> dict[str, Any]:
+        ids = [sample.id for sample in self.samples]
+        part = {} if len(ids) == self.of else {"ids": ids}
+        return {
+            "n": len(ids) * self.repeats,
+            "of": self.of,
+            "repeats": self.repeats,
+            "digest": digest([ids, self.repeats]),
+            **part,
+        }
+
+
+def run(
+    task: Task,
+    model: Model,
+    methods: Sequence[Wrap] = (),
+    *,
+    out: Path = RUNS,
+    limit: int | None = None,
+    samples: Sequence[str] = (),
+    repeats: int = 1,
+    seed: int = 0,
+    batch: int | None = None,
+    max_failures: int | None = None,
+    cache: Answers | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Run:
+    """Run `task` on `model` with `methods` wrapped around it (the first is innermost).
+
+    out: where run directories go. limit: the first N samples. samples: these ids only. repeats: ask each
+    sample K times, with seeds seed, seed+1, ... batch: requests per group (default: the model's pace).
+    max_failures: stop once more than so many samples failed. cache: answers already known, kept under
+    the methods. Repeating a call resumes its run. KeyboardInterrupt ends it with status `interrupted`.
+
+    Raises DataError for an unusable selection, StoreError for an unusable directory, and whatever
+    concerns every request (ModelError, CapabilityError). A metric's exception is a bug and goes through.
+    """
+    selection = select(task, limit, samples, repeats)
+    chain = compose(model, methods, cache)
+    specs = [getattr(method, "spec", None) for method in methods]
+    header = _header(task, chain, specs, selection, seed)
+    with RunDirectory(run_path(out, task, chain, header["id"])) as directory:
+        work = _Work(task, chain, selection, seed, batch, max_failures, directory, header, progress)
+        return work.through(warn)
+
+
+def compose(model: Model, methods: Sequence[Wrap], cache: Answers | None = None) -> Model:
+    """The model with its cache, then the methods around it, left to right."""
+    if cache is not None and not model.pace.free:
+        model = Cached(model, cache)
+    for method in methods:
+        model = method(model)
+    return model
+
+
+def select(task: Task, limit: int | None, ids: Sequence[str], repeats: int) -> Selection:
+    """The samples asked for. Raises DataError for an empty task, unknown ids or numbers below 1."""
+    if not len(task.samples):
+        raise DataError(f"the task {task.name} has no samples")
+    if limit is not None and limit < 1:
+        raise SpecError(f"--limit is {limit}; it must be 1 or more")
+    if repeats < 1:
+        raise SpecError(f"--repeats is {repeats}; it must be 1 or more")
+    chosen: Iterable[Sample] = task.samples
+    if ids:
+        wanted = set(ids)
+        chosen = [sample for sample in task.samples if sample.id in wanted]
+        missing = sorted(wanted - {sample.id for sample in chosen})
+        if missing:
+            example = task.samples[0].id
+            raise DataError(f"{task.name} has no sample {missing[0]!r}; its ids look like {example!r}")
+    return Selection(tuple(chosen)[:limit], len(task.samples), repeats)
+
+
+def run_path(out: Path, task: Task, chain: Model, identifier: str) -> Path:
+    """<out>/<task>/<model>/<method>-<id8>."""
+    inner, names = unwrap(chain)
+    described = inner.describe()
+    model = slug(f"{described.get('adapter', 'model')}-{described.get('model', 'unnamed')}")
+    method = slug("+".join(names) or "identity")
+    return out / slug(task.name) / model / f"{method}-{identifier[:8]}"
+
+
+def unwrap(chain: Model) -> tuple[Model, list[str]]:
+    """The innermost model, and the names of the methods around it from the inside out."""
+    names: list[str] = []
+    while True:
+        if isinstance(chain, Method):
+            names.insert(0, chain.name)
+            chain = chain.model
+        elif isinstance(chain, Cached):
+            chain = chain.model
+        else:
+            return chain, names
+
+
+def request_of(task: Task, sample: Sample, seed: int = 0, *, oracle: bool = False) -> Request:
+    """A sample's request: the task's words, this seed, and the target's region in oracle runs only."""
+    request = task.request(sample)
+    if seed != request.decoding.seed:
+        decoding = dataclasses.replace(request.decoding, seed=seed)
+        request = dataclasses.replace(request, decoding=decoding)
+    if request.hints.region is not None and not oracle:
+        hints = dataclasses.replace(request.hints, region=None)
+        request = dataclasses.replace(request, hints=hints)
+    return request
+
+
+# ---------------------------------------------------------------- the header
+
+
+def _header(
+    task: Task, chain: Model, specs: Sequence[str | None], selection: Selection, seed: int
+) -> dict[str, Any]:
+    identity = _identity(task, chain, seed)
+    inner, names = unwrap(chain)
+    return {
+        "id": run_id(identity),
+        "baseline": run_id(_identity(task, inner, seed)),
+        "identity": identity,
+        "methods": [spec or name for spec, name in zip(specs, names, strict=True)],
+        "selection": selection.json(),
+        "metrics": [metric_json(metric) for metric in task.metrics],
+        "primary": task.primary,
+        "provenance": provenance(),
+    }
+
+
+def _identity(task: Task, chain: Model, seed: int) -> dict[str, Any]:
+    """How the answers are made: what the run's id hashes."""
+    request = task.request(task.samples[0])
+    decoding = dataclasses.asdict(request.decoding) | {"seed": seed}
+    return {
+        "task": {
+            "name": task.name,
+            "version": task.version,
+            "protocol": task.protocol,
+            "fingerprint": task.fingerprint,
+        },
+        "prompt": {"instruction": request.instruction, "system": request.system},
+        "decoding": decoding,
+        "oracle": bool(getattr(chain, "oracle", False)),
+        "model": chain.describe(),
+    }
+
+
+def metric_key(metric: Metric) -> str:
+    """Its name in records and summaries: `chair[wordnet]`."""
+    return f"{metric.name}[{metric.variant}]" if metric.variant else metric.name
+
+
+def metric_json(metric: Any) -> dict[str, Any]:
+    """Enough to make the metric again: its name and knobs (the fields of its dataclass)."""
+    knobs = vars(metric) if dataclasses.is_dataclass(metric) else {}
+    return {"key": metric_key(metric), "name": metric.name, "variant": metric.variant, "knobs": knobs}
+
+
+# ---------------------------------------------------------------- the work
+
+
+@dataclass
+class _Work:
+    task: Task
+    chain: Model
+    selection: Selection
+    seed: int
+    batch: int | None
+    max_failures: int | None
+    directory: RunDirectory
+    header: dict[str, Any]
+    progress: Callable[[Progress], None]
+
+    def through(self, warn: Callable[[str], None]) -> Run:
+        """Resume, answer what is missing, summarise. One exit, whatever ended it."""
+        began = time.monotonic()
+        known, warnings = self.directory.resume()
+        for warning in warnings:
+            warn(warning)
+        wanted = set(self.selection.keys)
+        self.ended = {record.key: _slim(record) for record in known if record.key in wanted}
+        self.resumed = len(self.ended)
+        self.failed = 0
+        self.directory.write_run({**self.header, "status": "running"})
+        status = "interrupted"
+        self.spent = events.Counter()
+        try:
+            with events.counting(self.spent):
+                status = self._answer_all()
+        except KeyboardInterrupt:
+            warn("interrupted")
+        finally:
+            result = self._close(status, time.monotonic() - began)
+        return result
+
+    def _answer_all(self) -> str:
+        self._tell()
+        for records in self._groups():
+            self.directory.append(records)
+            for record in records:
+                self.ended[record.key] = _slim(record)
+                self.failed += record.failure is not None
+            self._tell()
+            if self.max_failures is not None and self.failed > self.max_failures:
+                return "stopped"
+        return "complete"
+
+    def _groups(self) -> Iterator[list[Record]]:
+        """Records group by group: in order, or as they complete where several are in flight."""
+        todo = [
+            (sample, repeat)
+            for repeat in range(self.selection.repeats)
+            for sample in self.selection.samples
+            if (sample.id, repeat) not in self.ended
+        ]
+        pace = self.chain.pace
+        size = self.batch or pace.group
+        groups = [todo[start : start + size] for start in range(0, len(todo), size)]
+        if pace.in_flight <= 1 or len(groups) <= 1:
+            yield from map(self._answer, groups)
+            return
+        with ThreadPoolExecutor(pace.in_flight) as pool:
+            waiting: set[Future[list[Record]]] = set()
+            try:
+                for group in groups:
+                    if len(waiting) >= pace.in_flight:
+                        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                        yield from (future.result() for future in done)
+                    context = contextvars.copy_context()
+                    waiting.add(pool.submit(context.run, self._answer, group))
+                while waiting:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _answer(self, group: Sequence[tuple[Sample, int]]) -> list[Record]:
+        oracle = bool(getattr(self.chain, "oracle", False))
+        requests = [
+            request_of(self.task, sample, self.seed + repeat, oracle=oracle) for sample, repeat in group
+        ]
+        responses = answer(self.chain, requests)
+        samples = [sample for sample, _ in group]
+        texts = [self.task.postprocess(response.text) for response in responses]
+        measures = measure(self.task.metrics, texts, responses, samples)
+        return [
+            _record(sample, repeat, request, response, text, counts)
+            for (sample, repeat), request, response, text, counts in zip(
+                group, requests, responses, texts, measures, strict=True
+            )
+        ]
+
+    def _tell(self) -> None:
+        self.progress(
+            Progress(len(self.ended), len(self.selection.keys), self.failed, self.resumed, self.spent.total)
+        )
+
+    def _close(self, status: str, seconds: float) -> Run:
+        rows = list(self.ended.values())
+        records: Sequence[Record] = ()
+        if any(metric.scope == "corpus" for metric in self.task.metrics):
+            records = [record for record in read_records(self.directory.path) if record.key in self.ended]
+        summary = summarise(self.task.metrics, rows, len(self.selection.keys), records)
+        spending = {"usage": vars(_total(rows)), "spent": vars(self.spent.total)}
+        times = {"ended": now(), "seconds": round(seconds, 3), "resumed": self.resumed}
+        self.directory.write_run(
+            {**self.header, "status": status, "summary": summary, "spending": spending, "times": times}
+        )
+        return Run(self.directory.path, status, self.header, summary, spending)
+
+
+def answer(chain: Model, requests: Sequence[Request]) -> list[Response]:
+    """One response per request; a picture that cannot be used fails its own request only."""
+    try:
+        responses = chain.generate(requests)
+    except PictureError as error:
+        if len(requests) == 1:
+            return [Response.failed(error.kind, str(error))]
+        return [response for request in requests for response in answer(chain, [request])]
+    if len(responses) != len(requests):
+        name = type(unwrap(chain)[0]).__name__
+        raise RuntimeError(f"{name} gave {len(responses)} responses to {len(requests)} requests")
+    return responses
+
+
+def measure(
+    metrics: Sequence[Metric],
+    answers: Sequence[str],
+    responses: Sequence[Response],
+    samples: Sequence[Sample],
+) -> list[dict[str, Any]]:
+    """Counts per sample and sample-scope metric; failures have none."""
+    good = [index for index, response in enumerate(responses) if response.failure is None]
+    measures: list[dict[str, Any]] = [{} for _ in responses]
+    scored = [dataclasses.replace(responses[index], text=answers[index]) for index in good]
+    owners = [samples[index] for index in good]
+    for metric in metrics:
+        if metric.scope == "sample" and good:
+            for index, counts in zip(good, metric.measure(scored, owners), strict=True):
+                measures[index][metric_key(metric)] = counts
+    return measures
+
+
+# ---------------------------------------------------------------- records and summary
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a summary needs of a record."""
+
+    key: Key
+    cluster: str
+    category: str | None
+    failure: str | None
+    usage: Usage
+    measures: Mapping[str, Any]
+
+
+def _slim(record: Record) -> Row:
+    return Row(
+        record.key,
+        record.group or record.sample_id,
+        record.category,
+        record.failure.kind if record.failure else None,
+        record.usage,
+        record.measures,
+    )
+
+
+def _record(
+    sample: Sample,
+    repeat: int,
+    request: Request,
+    response: Response,
+    text: str,
+    counts: Mapping[str, Any],
+) -> Record:
+    pictures: list[Mapping[str, Any]] = []
+    group = None
+    for picture in sample.images:
+        try:
+            pictures.append(picture.describe())
+            group = group or picture.digest
+        except PictureError:  # a replayed answer needs no pixels; a model's response says what is wrong
+            pictures.append({"source": picture.source.label})
+    return Record(
+        sample_id=sample.id,
+        repeat=repeat,
+        category=sample.category,
+        group=group,
+        question=sample.question,
+        prompt=request.text,
+        system=request.system,
+        pictures=tuple(pictures),
+        targets=sample.targets,
+        meta=sample.meta,
+        text=response.text,
+        answer=text,
+        finish_reason=response.finish_reason,
+        usage=response.usage,
+        trace=response.trace,
+        option_nll=response.option_nll,
+        failure=response.failure,
+        measures=counts,
+    )
+
+
+def _total(rows: Iterable[Row]) -> Usage:
+    return sum((row.usage for row in sorted(rows, key=lambda row: row.key)), Usage())
+
+
+def summarise(
+    metrics: Sequence[Metric], rows: Sequence[Row], total: int, records: Sequence[Record] = ()
+) -> dict[str, Any]:
+    """Scores with intervals, per metric and category; how many were scored, and why others failed.
+
+    rows: in any order; they are sorted by key, so that sums and resamples do not depend on who finished
+    first. records: the same samples' records, for corpus metrics.
+    """
+    rows = sorted(rows, key=lambda row: row.key)
+    records = sorted(records, key=lambda record: record.key)
+    scored = [row for row in rows if row.failure is None]
+    failures: dict[str, int] = {}
+    for row in rows:
+        if row.failure is not None:
+            failures[row.failure] = failures.get(row.failure, 0) + 1
+    return {
+        "n": total,
+        "scored": len(scored),
+        "failed": sum(failures.values()),
+        "failures": dict(sorted(failures.items())),
+        "metrics": {metric_key(metric): _scores(metric, scored, records) for metric in metrics},
+    }
+
+
+def _scores(metric: Metric, rows: Sequence[Row], records: Sequence[Record]) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "metric": metric.name,
+        "variant": metric.variant,
+        "higher_is_better": dict(metric.higher_is_better),
+    }
+    if metric.scope == "corpus":
+        good = [record for record in records if record.failure is None]
+        responses = [Response(text=record.answer) for record in good]
+        counts = metric.measure(responses, [record.sample() for record in good]) if good else []
+        values = metric.reduce(counts)
+        scores = {name: {"value": value, "low": None, "high": None} for name, value in values.items()}
+        return entry | {"n": len(good), "scores": scores}
+    key = metric_key(metric)
+    entry |= {"n": len(rows), "scores": _estimates(metric, key, rows)}
+    categories = sorted({row.category for row in rows if row.category is not None})
+    if len(categories) > 1:
+        parts = {name: [row for row in rows if row.category == name] for name in categories}
+        entry["categories"] = {
+            name: {"n": len(part), "scores": _estimates(metric, key, part)} for name, part in parts.items()
+        }
+    return entry
+
+
+def _estimates(metric: Metric, key: str, rows: Sequence[Row]) -> dict[str, Json]:
+    counts = [row.measures[key] for row in rows]
+    clusters = [row.cluster for row in rows]
+    estimates = stats.bootstrap(metric, counts, clusters)
+    return {name: estimate.json() for name, estimate in estimates.items()}
+
+
+# ---------------------------------------------------------------- scoring again
+
+
+def score(path: Path, metrics: Sequence[Metric]) -> Mapping[str, Any]:
+    """Measure a stored run's answers with `metrics`, without the model: the run's new summary.
+
+    Entries of these metrics are added or replaced, in run.json and in every record. Raises StoreError
+    where `path` is no run, is being written, or holds an unreadable record.
+    """
+    with RunDirectory(path) as directory:
+        content = read_run(path)
+        selection = content["selection"]
+        chosen = set(selection["ids"]) if "ids" in selection else None
+        records = list(read_records(path))
+        good = [record for record in records if record.failure is None]
+        responses = [_response(record) for record in good]
+        texts = [record.answer for record in good]
+        measured = measure(metrics, texts, responses, [record.sample() for record in good])
+        counts = {record.key: found for record, found in zip(good, measured, strict=True)}
+        records = [
+            dataclasses.replace(record, measures={**record.measures, **counts.get(record.key, {})})
+            for record in records
+        ]
+        picked = [
+            record
+            for record in records
+            if (chosen is None or record.sample_id in chosen) and record.repeat < selection["repeats"]
+        ]
+        fresh = summarise(metrics, [_slim(record) for record in picked], selection["n"], picked)
+        before = content.get("summary", {}).get("metrics", {})
+        summary = fresh | {"metrics": {**before, **fresh["metrics"]}}
+        known = {entry["key"]: entry for entry in content["metrics"]}
+        known |= {metric_key(metric): metric_json(metric) for metric in metrics}
+        directory.rewrite(records)
+        directory.write_run({**content, "metrics": list(known.values()), "summary": summary})
+    return summary
+
+
+def _response(record: Record) -> Response:
+    return Response(record.text, record.finish_reason, record.usage, option_nll=record.option_nll)

@@ -1,0 +1,290 @@
+"""What a run leaves behind: `run.json`, `records.jsonl`, and one writer at a time.
+
+    <out>/<task>/<model>/<method>-<id8>/
+      run.json        header first; then status, summary, times and spending, atomically
+      records.jsonl   one line per sample, appended and flushed as it completes
+
+Two undisturbed runs agree byte for byte in `summary`. A torn last line is dropped on resume; a line that
+cannot be read is set aside, never lost. It knows files and JSON; what the numbers mean, it does not.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from harness.errors import StoreError
+from harness.types import Failure, Sample, Usage, digest
+
+SCHEMA = 1
+RUN = "run.json"
+RECORDS = "records.jsonl"
+SET_ASIDE = "records.unreadable.jsonl"
+
+Key = tuple[str, int]
+"""A sample's id and its repeat."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample's end: enough to show, cluster and rescore it without the dataset.
+
+    group: the digest of its first picture, or None; samples of one group are resampled together.
+    answer: the text after the task's post-processing. measures: counts per metric key.
+    """
+
+    sample_id: str
+    repeat: int = 0
+    category: str | None = None
+    group: str | None = None
+    question: str = ""
+    prompt: str = ""
+    system: str | None = None
+    pictures: tuple[Mapping[str, Any], ...] = ()
+    targets: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+    answer: str = ""
+    finish_reason: str = "stop"
+    usage: Usage = Usage()
+    trace: Mapping[str, Any] = field(default_factory=dict)
+    option_nll: tuple[tuple[float, int], ...] = ()
+    failure: Failure | None = None
+    measures: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        return (self.sample_id, self.repeat)
+
+    def sample(self) -> Sample:
+        """The sample as a metric may see it again; its pictures stay behind."""
+        return Sample(self.sample_id, (), self.question, self.targets, category=self.category, meta=self.meta)
+
+    def line(self) -> str:
+        """Its JSON line; what is empty is left out."""
+        fields = vars(self) | {"schema": SCHEMA, "usage": vars(self.usage)}
+        if self.failure is not None:
+            fields["failure"] = vars(self.failure)
+        kept = {
+            name: value for name, value in fields.items() if value not in (None, "", (), {}) or name == "text"
+        }
+        return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, line: str) -> Record:
+        """The record of a line. Raises ValueError, KeyError or TypeError where it is none."""
+        fields = json.loads(line)
+        if fields.pop("schema") > SCHEMA:
+            raise ValueError("written by a newer Fovea")
+        failure = fields.pop("failure", None)
+        for name in ("pictures", "targets"):
+            fields[name] = tuple(fields.get(name, ()))
+        fields["option_nll"] = tuple((nll, n) for nll, n in fields.get("option_nll", ()))
+        fields["usage"] = Usage(**fields["usage"])
+        return cls(**fields, failure=Failure(**failure) if failure else None)
+
+
+def read_records(directory: Path) -> Iterator[Record]:
+    """The records of a run, in the order written.
+
+    A torn last line is passed over (its sample is run again on resume). Raises StoreError, naming the
+    line, where another line cannot be read.
+    """
+    path = directory / RECORDS
+    for number, line, record in _lines(path):
+        if record is None and line.endswith(b"\n"):
+            raise StoreError(
+                f"{path}, line {number} is not a record. Repeat the run's command: it sets the line "
+                "aside and runs that sample again"
+            )
+        if record is not None:
+            yield record
+
+
+def read_run(directory: Path) -> dict[str, Any]:
+    """A run's header and, once it has ended, its summary. Raises StoreError where there is none."""
+    path = directory / RUN
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise StoreError(f"{directory} holds no {RUN}: it is not a run directory") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read: {error}. Move the directory away and run again") from None
+    if not isinstance(content, dict) or content.get("schema", SCHEMA + 1) > SCHEMA:
+        raise StoreError(f"{path} is of a newer schema than this Fovea reads ({SCHEMA}); upgrade fovea-eval")
+    return content
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Every run directory below `root` (or `root` itself), sorted."""
+    if (root / RUN).is_file():
+        return [root]
+    return sorted(path.parent for path in root.rglob(RUN))
+
+
+class RunDirectory:
+    """One run's directory, held by one writer from `with` to its end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records_path = path / RECORDS
+        self._file: io.FileIO | None = None
+        self._written = 0
+
+    def __enter__(self) -> RunDirectory:
+        from filelock import FileLock, Timeout
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / ".lock", timeout=0)
+            self._lock.acquire()
+        except Timeout:
+            raise StoreError(
+                f"another process is writing {self.path}. Wait for it, or stop it; then repeat the command"
+            ) from None
+        except OSError as error:
+            raise StoreError(
+                f"{self.path} cannot be written: {error.strerror}. Choose another folder with --out"
+            ) from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._lock.release()
+
+    def resume(self) -> tuple[list[Record], list[str]]:
+        """What is already there: finished records (the last of each key; failures are dropped, to be
+        tried again) and warnings about lines that were set aside. Leaves the file clean and open."""
+        records: dict[Key, Record] = {}
+        unreadable: list[bytes] = []
+        clean = True
+        for _, line, record in _lines(self.records_path):
+            if record is None and line.endswith(b"\n"):
+                unreadable.append(line)
+            elif record is not None and record.failure is None:
+                clean &= record.key not in records
+                records[record.key] = record
+                continue
+            clean = False  # torn, unreadable or failed
+        warnings = []
+        try:
+            if unreadable:
+                with (self.path / SET_ASIDE).open("ab") as aside:
+                    aside.writelines(unreadable)
+                warnings.append(
+                    f"{len(unreadable)} unreadable record(s) set aside in {self.path / SET_ASIDE}; "
+                    "their samples run again"
+                )
+            if not clean:
+                self.rewrite(list(records.values()))
+            self._file = io.FileIO(self.records_path, "ab")
+        except OSError as error:
+            raise self._failed(error) from None
+        self._written = os.fstat(self._file.fileno()).st_size
+        return list(records.values()), warnings
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Add finished records and flush them. Nothing is written if somebody else changed the file."""
+        assert self._file is not None, "resume() opens the file"
+        if not self._untouched():
+            raise StoreError(
+                f"{self.records_path} was changed by somebody else while this run was writing it. Nothing "
+                "more was written; see what happened to it, then repeat the command to resume"
+            )
+        data = "".join(record.line() + "\n" for record in records).encode("utf-8", "surrogatepass")
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._file.truncate(self._written)
+            raise self._failed(error) from None
+        self._written += len(data)
+
+    def rewrite(self, records: Sequence[Record]) -> None:
+        """Replace all records in one step, as scoring again does. Not for a file that is being appended."""
+        try:
+            _write_atomically(self.records_path, "".join(record.line() + "\n" for record in records))
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def write_run(self, content: Mapping[str, Any]) -> None:
+        """Replace run.json in one step."""
+        text = json.dumps({"schema": SCHEMA, **content}, indent=1, ensure_ascii=False)
+        try:
+            _write_atomically(self.path / RUN, text + "\n")
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def _untouched(self) -> bool:
+        assert self._file is not None
+        try:
+            there = self.records_path.stat()
+        except OSError:
+            return False
+        return there.st_ino == os.fstat(self._file.fileno()).st_ino and there.st_size == self._written
+
+    def _failed(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"{self.path} cannot be written: {error.strerror or error}. What was recorded stays; make room "
+            "or mend the permissions, then repeat the command to resume"
+        )
+
+
+def run_id(identity: Mapping[str, Any]) -> str:
+    """The hash of how the answers were made (sha256, hex)."""
+    return digest(identity)
+
+
+def slug(text: str) -> str:
+    """A file name made of `text`, readable and safe.
+
+    >>> slug("llava-hf/llava-1.5-7b-hf")
+    'llava-hf--llava-1.5-7b-hf'
+    >>> slug("../../etc")
+    'etc'
+    """
+    cleaned = re.sub(r"[^\w.+-]+", "-", text.strip("/.").replace("/", "--")).strip("-.")
+    return cleaned[-80:] or "unnamed"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes, Record | None]]:
+    """(number, line, its record or None) of a records file; a missing file has none."""
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    text = line.decode("utf-8", "surrogatepass")
+                    yield number, line, Record.parse(text) if line.endswith(b"\n") else None
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    yield number, line, None
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    draft = path.with_name(path.name + ".new")
+    try:
+        with draft.open("w", encoding="utf-8", errors="surrogatepass") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,162 @@
+"""Attention taps: look at a decoder's attention while it runs, without patching a forward.
+
+The one place that touches transformers' internals, and it does so through their public extension
+point: `register()` adds an attention kernel called "fovea" that runs SDPA, and around it the taps that
+are active in this context may look, scale cached values, or stop the forward. A checkpoint opts in with
+`attn_implementation={"text_config": KERNEL, "vision_config": "sdpa"}`; its vision tower stays plain.
+Nothing has to be restored but a context variable, so an exception leaves the model as it was.
+
+It knows layers, queries, keys and masks. It must not know images, token layouts, methods or papers.
+Importing it imports torch; importing transformers waits for `register()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KERNEL = "fovea"
+"""The name of the kernel in transformers' registry. (It must not contain flash, flex or sdpa.)"""
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One layer's attention, about to run. B rows, Q new tokens, K tokens in all.
+
+    layer: 0-based. query: (B, heads, Q, dim), positions applied. key, value: (B, kv heads, K, dim);
+    with a dynamic or static cache they *are* the cached tensors, not repeated for grouped queries.
+    mask: bool (B, 1, Q, K), True where a token may look; None is causal. scaling: of the logits.
+    """
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scaling: float
+
+
+class Tap:
+    """Something that looks at attention calls; this one does nothing."""
+
+    def before(self, call: AttentionCall) -> None:
+        """Called at every layer before its attention runs."""
+
+
+class StopForward(Exception):
+    """Raised inside a forward by a tap that needs nothing above its layer; `stoppable` swallows it."""
+
+
+_ACTIVE: ContextVar[tuple[Tap, ...]] = ContextVar("fovea_taps", default=())
+
+
+@contextlib.contextmanager
+def active(*taps: Tap) -> Iterator[None]:
+    """Within the block, and in this context only, the taps see every call of the "fovea" kernel.
+
+    Blocks nest: the inner taps come after the outer ones. A new thread starts without taps.
+    """
+    token = _ACTIVE.set(_ACTIVE.get() + taps)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """A forward in this block may be ended by a tap; what the tap has read is then all there is."""
+    with contextlib.suppress(StopForward):
+        yield
+
+
+class RowTap(Tap):
+    """Reads one row of attention: how the last token's heads, averaged, look at all tokens before it.
+
+    layers: which ones (0-based). columns: LongTensor (B, N) of key positions to keep, or None for all.
+    stop: end the forward once the highest of `layers` is read; its own attention is not computed.
+    `rows` then maps a layer to a float32 tensor (B, N), still on the device. No Q x K matrix is made.
+    """
+
+    def __init__(self, layers: Iterable[int], *, columns: Tensor | None = None, stop: bool = False) -> None:
+        self.layers = frozenset(layers)
+        self.columns = columns
+        self.stop = stop
+        self.rows: dict[int, Tensor] = {}
+
+    def before(self, call: AttentionCall) -> None:
+        if call.layer not in self.layers:
+            return
+        row = last_row(call.query, call.key, call.mask, call.scaling).mean(dim=1)
+        self.rows[call.layer] = row if self.columns is None else row.gather(1, self.columns)
+        if self.stop and call.layer == max(self.layers):
+            raise StopForward
+
+
+def last_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """The attention weights of the last query: float32 (B, heads, K), each row of K summing to 1.
+
+    Shapes as in `AttentionCall`. Grouped queries share their key head without repeating it. Padding on
+    the left is whatever the mask hides.
+
+    >>> row = last_row(torch.zeros(1, 2, 3, 4), torch.zeros(1, 1, 3, 4), None, 0.5)
+    >>> row.shape, float(row[0, 0, 0])
+    (torch.Size([1, 2, 3]), 0.3333333432674408)
+    """
+    rows, heads, length, dim = query.shape
+    kv_heads = key.shape[1]
+    if mask is None and key.shape[2] > length > 1:
+        # A prefill into an empty static cache: transformers' SDPA cuts the unwritten keys off as well.
+        key = key[:, :, :length]
+    last = query[:, :, -1].reshape(rows, kv_heads, heads // kv_heads, dim)
+    scores = torch.matmul(last.float(), key.transpose(2, 3).float()) * scaling
+    scores = scores.reshape(rows, heads, key.shape[2])
+    if mask is not None:
+        seen = mask[:, :, -1, : key.shape[2]]
+        hidden = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~seen, hidden) if seen.dtype == torch.bool else scores + seen
+    return torch.softmax(scores, dim=-1)
+
+
+def register() -> None:
+    """Add the kernel to transformers' registry. An adapter calls this before it loads a checkpoint.
+
+    The mask goes with it: a kernel without a registered mask function would get none.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    AttentionInterface.register(KERNEL, _attention)
+    AttentionMaskInterface.register(KERNEL, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' signature of an attention kernel: SDPA, and the active taps before it."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    taps = _ACTIVE.get()
+    if taps:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        call = AttentionCall(module.layer_idx, query, key, value, attention_mask, scale)
+        for tap in taps:
+            tap.before(call)
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    result: tuple[Tensor, Tensor | None] = sdpa(
+        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+    )
+    return result

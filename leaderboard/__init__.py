@@ -1,0 +1,1 @@
+"""Runs in; tables, pictures and pages out."""

@@ -1,0 +1,192 @@
+"""From run directories to comparisons: rows that may stand in one table, ranked where that is honest.
+
+A comparison holds the runs of one task, protocol, metric variant and selection of samples. A row has its
+score with its interval, its cost, and its paired difference to the *identity arm*: the same task, model,
+decoding and samples without a method. Incomplete runs are shown, not ranked; so are oracle runs, which
+looked at the answer's region. A row without its identity arm says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness import stats, store
+from harness.stats import Estimate
+from harness.types import Metric, Usage
+
+MetricFrom = Callable[[Mapping[str, Any]], Metric]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run on a board.
+
+    score, difference: of the comparison's number; difference is None without an identity arm.
+    scored, n: samples with a score, and samples asked for. usage: sum over the scored samples.
+    rank: 1 is best; None where the run is not ranked, and `note` says why.
+    """
+
+    path: Path
+    id: str
+    model: str
+    method: str
+    score: Estimate
+    difference: Estimate | None
+    scored: int
+    n: int
+    usage: Usage
+    rank: int | None = None
+    note: str = ""
+
+    def per_sample(self, amount: float) -> float | None:
+        """`amount` of the run's usage shared out over its samples."""
+        return amount / self.scored if self.scored else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows that measure the same thing: `number` of `metric` over the same samples of a task."""
+
+    task: str
+    protocol: str
+    metric: str
+    number: str
+    higher_is_better: bool
+    rows: tuple[Row, ...]
+
+
+def comparisons(paths: Sequence[Path], metric_from: MetricFrom) -> list[Comparison]:
+    """Every comparison among the runs at `paths`, the largest first.
+
+    metric_from: makes a metric of a header's entry again, for paired differences.
+    """
+    runs = [_Loaded(path, content) for path in paths if "summary" in (content := store.read_run(path))]
+    groups: dict[tuple[str, ...], list[_Loaded]] = {}
+    for run in runs:
+        groups.setdefault(run.comparable, []).append(run)
+    found = [_comparison(group, metric_from) for group in groups.values()]
+    return sorted(found, key=lambda comparison: (-len(comparison.rows), comparison.task))
+
+
+class _Loaded:
+    """A run's header and summary; its per-sample counts only when asked for."""
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+        self.path = path
+        self.content = content
+        self.entry: Mapping[str, Any] = content["metrics"][0]
+
+    @property
+    def comparable(self) -> tuple[str, ...]:
+        task = self.content["identity"]["task"]
+        return (
+            task["name"],
+            task["version"],
+            task["protocol"],
+            task["fingerprint"],
+            self.entry["key"],
+            self.content["primary"],
+            self.content["selection"]["digest"],
+        )
+
+    @property
+    def scores(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.content["summary"]["metrics"][self.entry["key"]]
+        return found
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.content["status"] == "complete")
+
+    def counts(self) -> dict[store.Key, tuple[str, Any]]:
+        """(cluster, counts) of every scored sample."""
+        key = self.entry["key"]
+        return {
+            record.key: (record.group or record.sample_id, record.measures[key])
+            for record in store.read_records(self.path)
+            if record.failure is None
+        }
+
+
+def _comparison(runs: Sequence[_Loaded], metric_from: MetricFrom) -> Comparison:
+    first = runs[0]
+    number = first.content["primary"]
+    better = bool(first.scores["higher_is_better"].get(number, True))
+    by_id = {run.content["id"]: run for run in runs if run.complete}
+    metric = metric_from(first.entry)
+    rows = [_row(run, by_id, metric, number) for run in runs]
+    task = first.content["identity"]["task"]
+    return Comparison(
+        task["name"], task["protocol"], first.entry["key"], number, better, tuple(_ranked(rows, better))
+    )
+
+
+def _row(run: _Loaded, by_id: Mapping[str, _Loaded], metric: Metric, number: str) -> Row:
+    content = run.content
+    score = Estimate(**run.scores["scores"][number])
+    difference, note = None, ""
+    if content["methods"]:
+        identity = by_id.get(content["baseline"])
+        if identity is None:
+            note = "no identity arm"
+        elif run.complete and metric.scope == "sample":
+            difference = _difference(run, identity, metric, number)
+    if content["identity"]["oracle"]:
+        note = "oracle"
+    if not run.complete:
+        note = content["status"]
+    return Row(
+        path=run.path,
+        id=content["id"][:8],
+        model=_model_name(content["identity"]["model"]),
+        method=" > ".join(content["methods"]) or "none",
+        score=score,
+        difference=difference,
+        scored=run.scores["n"],
+        n=content["summary"]["n"],
+        usage=Usage(**content["spending"]["usage"]),
+        note=note,
+    )
+
+
+def _difference(run: _Loaded, identity: _Loaded, metric: Metric, number: str) -> Estimate:
+    """Over the samples that both scored."""
+    ours, theirs = run.counts(), identity.counts()
+    shared = sorted(ours.keys() & theirs.keys())
+    differences = stats.paired_difference(
+        metric,
+        [ours[key][1] for key in shared],
+        [theirs[key][1] for key in shared],
+        [ours[key][0] for key in shared],
+    )
+    return differences[number]
+
+
+def _model_name(described: Mapping[str, Any]) -> str:
+    """`adapter:model` of the innermost model."""
+    while isinstance(described.get("model"), Mapping):
+        described = described["model"]
+    name = str(described.get("model", ""))
+    if name.startswith("/"):
+        name = "/".join(Path(name).parts[-2:])
+    return f"{described.get('adapter', 'model')}:{name}"
+
+
+def _ranked(rows: Sequence[Row], higher_is_better: bool) -> list[Row]:
+    """Best first; rows that cannot be ranked keep their place by score, without a number."""
+
+    def order(row: Row) -> float:
+        value = row.score.value
+        if value is None:
+            return float("inf")
+        return -value if higher_is_better else value
+
+    ranked, place = [], 0
+    for row in sorted(rows, key=order):
+        rankable = row.score.value is not None and row.note in ("", "no identity arm")
+        place += rankable
+        ranked.append(replace(row, rank=place if rankable else None))
+    return ranked

@@ -1,0 +1,28 @@
+"""What the commands of this room print: the board, and the demo's picture. Runs in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.types import Metric, Task
+
+
+def board(runs: Sequence[Path], metric_from: Callable[[Mapping[str, Any]], Metric], console: Console) -> None:
+    """Print a table per comparison: runs of one task, protocol, metric and selection."""
+    from leaderboard.board import comparisons
+    from leaderboard.terminal import table
+
+    for comparison in comparisons(runs, metric_from):
+        console.print(table(comparison))
+
+
+def scenes(task: Task, plain: Path, cropped: Path, picture: Path) -> None:
+    """Draw four scenes, fixed before any run, with the crop and both answers, into a PNG."""
+    from leaderboard.scenes import draw
+
+    draw(task, plain, cropped, picture)

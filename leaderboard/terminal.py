@@ -1,0 +1,69 @@
+"""A comparison as a table for the terminal."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from harness.stats import Estimate
+from leaderboard.board import Comparison, Row
+
+
+def table(comparison: Comparison) -> Table:
+    """One line per run, best first; unranked runs are dim and say why."""
+    arrow = "higher" if comparison.higher_is_better else "lower"
+    out = Table(
+        title=escape(f"{comparison.task} ({comparison.protocol})"),
+        caption=escape(
+            f"{comparison.metric} {comparison.number}, {arrow} is better; 95 % intervals (bootstrap over "
+            "images); difference paired with the same model without a method; cost per sample"
+        ),
+        title_justify="left",
+        caption_justify="left",
+    )
+    for heading in (
+        "#",
+        "model",
+        "method",
+        comparison.number,
+        "difference",
+        "scored",
+        "calls",
+        "tokens",
+        "s",
+    ):
+        right = heading not in ("model", "method")
+        out.add_column(heading, justify="right" if right else "left", no_wrap=right)
+    for row in comparison.rows:
+        out.add_row(*_cells(row), style="dim" if row.rank is None else None)
+    return out
+
+
+def _cells(row: Row) -> list[str]:
+    usage = row.usage
+    tokens = row.per_sample(usage.tokens_in + usage.tokens_out)
+    note = f" ({row.note})" if row.note else ""
+    return [
+        str(row.rank) if row.rank else "–",
+        escape(row.model),
+        escape(row.method + note),
+        _estimate(row.score),
+        _estimate(row.difference, sign="+") if row.difference else "",
+        f"{row.scored} of {row.n}",
+        _number(row.per_sample(usage.calls), ".1f"),
+        _number(tokens, ",.0f"),
+        _number(row.per_sample(usage.seconds), ".3f"),
+    ]
+
+
+def _estimate(estimate: Estimate, sign: str = "") -> str:
+    if estimate.value is None:
+        return "undefined"
+    text = format(estimate.value, f"{sign}.3f")
+    if estimate.low is not None:
+        text += f" [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
+    return escape(text)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
