@@ -258,7 +258,7 @@ class _Work:
     def through(self, warn: Callable[[str], None]) -> Run:
         """Resume, answer what is missing, summarise. One exit, whatever ended it."""
         began = time.monotonic()
-        known, warnings = self.directory.resume()
+        known, warnings = self.directory.resume(self._measured)
         for warning in warnings:
             warn(warning)
         wanted = set(self.selection.keys)
@@ -276,6 +276,13 @@ class _Work:
         finally:
             result = self._close(status, time.monotonic() - began)
         return result
+
+    def _measured(self, records: list[Record]) -> list[Record]:
+        """Stored records that a metric of this task has not measured yet are measured from their text."""
+        keys = {metric_key(metric) for metric in self.task.metrics if metric.scope == "sample"}
+        if all(keys <= record.measures.keys() for record in records):
+            return records
+        return measured_again(records, self.task.metrics)
 
     def _answer_all(self) -> str:
         self._tell()
@@ -522,15 +529,7 @@ def score(path: Path, metrics: Sequence[Metric]) -> Mapping[str, Any]:
         selection = content["selection"]
         chosen = set(selection["ids"]) if "ids" in selection else None
         records = list(read_records(path))
-        good = [record for record in records if record.failure is None]
-        responses = [_response(record) for record in good]
-        texts = [record.answer for record in good]
-        measured = measure(metrics, texts, responses, [record.sample() for record in good])
-        counts = {record.key: found for record, found in zip(good, measured, strict=True)}
-        records = [
-            dataclasses.replace(record, measures={**record.measures, **counts.get(record.key, {})})
-            for record in records
-        ]
+        records = measured_again(records, metrics)
         picked = [
             record
             for record in records
@@ -546,5 +545,22 @@ def score(path: Path, metrics: Sequence[Metric]) -> Mapping[str, Any]:
     return summary
 
 
-def _response(record: Record) -> Response:
-    return Response(record.text, record.finish_reason, record.usage, option_nll=record.option_nll)
+def measured_again(records: Sequence[Record], metrics: Sequence[Metric]) -> list[Record]:
+    """The records with the counts of `metrics` added or replaced, measured from their stored answers."""
+    responses = [
+        Response(
+            record.text,
+            record.finish_reason,
+            record.usage,
+            option_nll=record.option_nll,
+            failure=record.failure,
+        )
+        for record in records
+    ]
+    counts = measure(
+        metrics, [record.answer for record in records], responses, [record.sample() for record in records]
+    )
+    return [
+        dataclasses.replace(record, measures={**record.measures, **found})
+        for record, found in zip(records, counts, strict=True)
+    ]

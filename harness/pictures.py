@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from harness.errors import DataError, PictureError
+from harness.errors import PictureError
 from harness.types import Box, Json
 
 if TYPE_CHECKING:
@@ -82,6 +83,17 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """A picture that must not be read, and why."""
+
+    label: str
+    why: str
+
+    def read(self) -> bytes:
+        raise PictureError(self.why, "refused_picture")
+
+
+@dataclass(frozen=True)
 class Drawing:
     """A picture that is drawn when asked: `label` names its recipe completely and stands for its bytes."""
 
@@ -98,7 +110,7 @@ class Picture:
     are not applied: no reference code applies them.
     """
 
-    source: File | Member | Memory | Drawing
+    source: File | Member | Memory | Drawing | Refused
     crops: tuple[tuple[int, int, int, int], ...] = ()
 
     @cached_property
@@ -142,24 +154,26 @@ class Picture:
         return where
 
 
-def inside(root: Path, name: str) -> Path:
-    """`root / name`, refused if it leaves `root`: a dataset's record is not trusted with a path.
+def picture_in(root: Path, name: str) -> Picture:
+    """The picture that a dataset's record calls `name`, below `root`.
 
-    >>> inside(Path("/data"), "a/b.jpg").as_posix()
+    A record is not trusted with a path: a name that leaves `root` gives a picture that fails on its own
+    record when it is read. (Symbolic links below `root` are the user's and are followed.)
+
+    >>> picture_in(Path("/data"), "a/b.jpg").source.label
     '/data/a/b.jpg'
-    >>> inside(Path("/data"), "../secret.jpg")
+    >>> picture_in(Path("/data"), "../secret.jpg").open()
     Traceback (most recent call last):
         ...
-    harness.errors.DataError: the picture '../secret.jpg' lies outside its folder /data
+    harness.errors.PictureError: the picture '../secret.jpg' lies outside its folder /data
     """
-    path = root / name
-    top = root.resolve()
-    if not path.resolve().is_relative_to(top):
-        raise DataError(f"the picture {name!r} lies outside its folder {root}")
-    return path
+    plain = PurePosixPath(os.path.normpath(name.replace("\\", "/")))
+    if plain.is_absolute() or plain.parts[:1] in ((), ("..",)) or "\0" in name:
+        return Picture(Refused(name, f"the picture {name!r} lies outside its folder {root}"))
+    return Picture(File(root / plain))
 
 
-def _source_digest(source: File | Member | Memory | Drawing) -> str:
+def _source_digest(source: File | Member | Memory | Drawing | Refused) -> str:
     if isinstance(source, Drawing):
         return hashlib.sha256(f"drawing {source.label}".encode()).hexdigest()
     if isinstance(source, File):
@@ -177,20 +191,20 @@ def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
     return hashlib.sha256(File(path).read()).hexdigest()
 
 
-def _header_size(source: File | Member | Memory) -> tuple[int, int]:
+def _header_size(source: File | Member | Memory | Refused) -> tuple[int, int]:
     with _opened(source) as image:
         return image.size
 
 
-def _decode(source: File | Member | Memory) -> Image.Image:
-    image = _opened(source)
+def _decode(source: File | Member | Memory | Refused) -> Image.Image:
     try:
-        return image.convert("RGB")
+        with _opened(source) as image:
+            return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise PictureError(f"{source.label} is damaged: {error}", "damaged_picture") from None
 
 
-def _opened(source: File | Member | Memory) -> Image.Image:
+def _opened(source: File | Member | Memory | Refused) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     data: Path | io.BytesIO

@@ -14,7 +14,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ RUN = "run.json"
 RECORDS = "records.jsonl"
 SET_ASIDE = "records.unreadable.jsonl"
 
+_ALWAYS = ("sample_id", "text", "usage", "schema")
 Key = tuple[str, int]
 """A sample's id and its repeat."""
 
@@ -72,9 +73,7 @@ class Record:
         fields = vars(self) | {"schema": SCHEMA, "usage": vars(self.usage)}
         if self.failure is not None:
             fields["failure"] = vars(self.failure)
-        kept = {
-            name: value for name, value in fields.items() if value not in (None, "", (), {}) or name == "text"
-        }
+        kept = {name: value for name, value in fields.items() if value or name in _ALWAYS}
         return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
@@ -112,7 +111,7 @@ def read_run(directory: Path) -> dict[str, Any]:
     """A run's header and, once it has ended, its summary. Raises StoreError where there is none."""
     path = directory / RUN
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
     except FileNotFoundError:
         raise StoreError(f"{directory} holds no {RUN}: it is not a run directory") from None
     except (OSError, ValueError) as error:
@@ -165,9 +164,12 @@ class RunDirectory:
             self._file.close()
         self._lock.release()
 
-    def resume(self) -> tuple[list[Record], list[str]]:
+    def resume(
+        self, mend: Callable[[list[Record]], list[Record]] = lambda records: records
+    ) -> tuple[list[Record], list[str]]:
         """What is already there: finished records (the last of each key; failures are dropped, to be
-        tried again) and warnings about lines that were set aside. Leaves the file clean and open."""
+        tried again), as `mend` returns them, and warnings about lines that were set aside. Leaves the
+        file clean and open."""
         records: dict[Key, Record] = {}
         unreadable: list[bytes] = []
         clean = True
@@ -179,6 +181,8 @@ class RunDirectory:
                 records[record.key] = record
                 continue
             clean = False  # torn, unreadable or failed
+        found = list(records.values())
+        mended = mend(found)
         warnings = []
         try:
             if unreadable:
@@ -188,13 +192,13 @@ class RunDirectory:
                     f"{len(unreadable)} unreadable record(s) set aside in {self.path / SET_ASIDE}; "
                     "their samples run again"
                 )
-            if not clean:
-                self.rewrite(list(records.values()))
+            if not clean or mended != found:
+                self.rewrite(mended)
             self._file = io.FileIO(self.records_path, "ab")
         except OSError as error:
             raise self._failed(error) from None
         self._written = os.fstat(self._file.fileno()).st_size
-        return list(records.values()), warnings
+        return mended, warnings
 
     def append(self, records: Sequence[Record]) -> None:
         """Add finished records and flush them. Nothing is written if somebody else changed the file."""
