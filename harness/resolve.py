@@ -270,13 +270,8 @@ def _knob_list(parameters: Mapping[str, inspect.Parameter]) -> str:
 
 
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
-    owner = factory.__init__ if inspect.isclass(factory) else factory
-    return typing.get_type_hints(owner, vars(typing) | _globals(factory))
-
-
-def _globals(factory: Callable[..., Any]) -> dict[str, Any]:
-    """Names that a factory's annotations may use; a dataclass's __init__ forgets its module's."""
-    return dict(vars(importlib.import_module(factory.__module__)))
+    """Types of the knobs: of a function's parameters, or of a dataclass's fields, inherited ones too."""
+    return typing.get_type_hints(factory)
 
 
 def _convert(text: str, hint: Any, what: str, cache: Answers | None) -> Any:
