@@ -84,7 +84,9 @@ def distinct(captions: list[str], number: int, seed: int = 0) -> list[str]:
     """`number` captions, all different, each made of sentences of several of the given ones."""
     rng = random.Random(seed)
     sentences = sorted({s for caption in captions for s in re.split(r"(?<=[.!?])\s+", caption) if s})
-    size = max(1, len(sentences) * 5 // len(captions) // 5)
+    size = min(len(sentences), max(3, round(len(sentences) / len(captions))))
+    if len(sentences) < 10:
+        raise SystemExit(f"{len(sentences)} sentences are too few to make distinct captions of")
     made: dict[str, None] = {}
     while len(made) < number:
         made[" ".join(rng.sample(sentences, size))] = None

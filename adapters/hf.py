@@ -1,0 +1,219 @@
+"""Open-weight models: any `AutoModelForImageTextToText` checkpoint, from the hub or from a folder.
+
+Knows the knobs and what a checkpoint is able to do; reads its config when constructed and loads its
+weights with the first requests. Must not know benchmarks or methods. Its private files know the rest:
+checkpoints, prompts, decoding, rows and batches, and one file per family's layout.
+
+    hf:llava-hf/llava-1.5-7b-hf,dtype=bfloat16        hf:assets/demo        hf:./my_checkpoint
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from adapters._hf_checkpoint import (
+    Checkpoint,
+    Dtype,
+    Quantization,
+    find,
+    load,
+    pick_device,
+    pick_dtype,
+    require_quantization,
+)
+from adapters._hf_prompts import Template
+from harness.errors import ModelError
+from harness.types import Capability, Model, Pace, Request, Response
+
+if TYPE_CHECKING:
+    from adapters._hf_wave import Waves
+
+Attention = Literal["auto", "fovea", "sdpa", "eager", "flash_attention_2"]
+
+MAP_LAYERS = {("llava", 32): 14}
+"""Layer of an importance map by family and depth: LLaVA-1.5-7B's from the paper (mllms_know:
+llava_methods.py); any other decoder's is its middle one, where attention localises best (issue 6)."""
+
+
+def model(
+    checkpoint: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    quantization: Quantization = "none",
+    attn: Attention = "auto",
+    template: Template = "auto",
+    batch: int | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """A checkpoint from a folder or the Hugging Face hub. Its weights load with the first requests.
+
+    revision: a branch, tag or commit of the hub. device: auto (CUDA if there is any), cpu, cuda, cuda:1.
+    dtype: auto is float32 on a CPU and the checkpoint's half precision elsewhere. quantization: through
+    bitsandbytes. attn: auto is "fovea" (SDPA with attention taps) where the layout is known and SDPA
+    elsewhere; without it no maps are offered. template: chat (the checkpoint's own), vicrop (the raw
+    string of ViCrop's LLaVA protocol), plain; auto is chat if there is one. batch: rows at a time to
+    begin with; running out of memory halves it.
+
+    Raises `ModelError` for anything that keeps every request from being answered.
+    """
+    if batch is not None and batch < 1:
+        raise ModelError(f"batch={batch}; it must be 1 or more")
+    require_quantization(quantization)
+    found = find(checkpoint, revision, trust_remote_code=trust_remote_code)
+    unknown = layout_gap(found.config)
+    if attn == "auto":
+        attn = "sdpa" if unknown else "fovea"
+    elif attn == "fovea" and unknown:
+        raise ModelError(f"attn=fovea is for layouts that are known; {unknown}. Use attn=auto")
+    device = pick_device(device)
+    return Hf(
+        checkpoint=found,
+        device=device,
+        dtype=pick_dtype(dtype, device, found.config),
+        quantization=quantization,
+        attn=attn,
+        template=_pick_template(template, found),
+        batch=batch or (16 if device == "cpu" else 32),
+        trust_remote_code=trust_remote_code,
+        known=not unknown,
+    )
+
+
+def layout_gap(config: Any) -> str:
+    """Why the layout of a config's image tokens is not known; empty if it is.
+
+    Known is LLaVA-1.5's: one fixed-size tower, one grid per picture, full attention in the decoder.
+    """
+    if config.model_type != "llava":
+        return f"the layout of {config.model_type}'s image tokens is not known to the hf adapter"
+    tower = config.vision_config.model_type
+    if tower not in ("clip_vision_model", "siglip_vision_model"):
+        return f"this LLaVA's tower is {tower}; a known layout has CLIP's or SigLIP's"
+    kinds = set(getattr(config.text_config, "layer_types", None) or ())
+    if getattr(config.text_config, "sliding_window", None) or kinds - {"full_attention"}:
+        return "this LLaVA's decoder does not attend to everything before a token"
+    return ""
+
+
+def _pick_template(template: Template, found: Checkpoint) -> Template:
+    has_chat = any((found.folder / "chat_template").with_suffix(s).is_file() for s in (".jinja", ".json"))
+    has_chat = has_chat or '"chat_template"' in _text(found.folder / "tokenizer_config.json")
+    if template == "auto":
+        return "chat" if has_chat else "plain"
+    if template == "chat" and not has_chat:
+        raise ModelError(f"{found.name} has no chat template; use template=plain or template=vicrop")
+    if template == "vicrop" and found.family != "llava":
+        raise ModelError(f"template=vicrop is LLaVA's; {found.name} is {found.family}: use template=chat")
+    return template
+
+
+@dataclass(eq=False)
+class Hf:
+    """One checkpoint under one set of knobs. `model()` makes it and describes the knobs."""
+
+    checkpoint: Checkpoint
+    device: str
+    dtype: str
+    quantization: Quantization
+    attn: str
+    template: Template
+    batch: int
+    trust_remote_code: bool
+    known: bool
+    _waves: Waves | None = field(default=None, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @property
+    def offers(self) -> frozenset[Capability]:
+        """Likelihoods from every decoder; attention maps where the layout and the kernel allow it."""
+        if self.checkpoint.config.is_encoder_decoder:
+            return frozenset()
+        if self.known and self.attn == "fovea":
+            return frozenset({Capability.LIKELIHOOD, Capability.ATTENTION})
+        return frozenset({Capability.LIKELIHOOD})
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(group=max(64, 2 * self.batch))
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides its answers. image_size: the vision tower's input in pixels, if fixed."""
+        found = self.checkpoint
+        limits = ("size", "crop_size", "do_center_crop", "do_pad", "min_pixels", "max_pixels")
+        return {
+            "adapter": "hf",
+            "model": found.name,
+            "revision": found.revision,
+            "family": found.family,
+            "device": self.device.split(":")[0],
+            "dtype": self.dtype,
+            "quantization": self.quantization,
+            "attention": self.attn,
+            "template": self.template,
+            "image_size": self._image_size(),
+            "image_processor": {key: found.pixels[key] for key in limits if key in found.pixels},
+        }
+
+    def generate(self, requests: Sequence[Request]) -> list[Response]:
+        """One response per request, in order. Loads the weights at the first call.
+
+        A broken picture, a prompt beyond the context and a row that does not fit into memory by itself
+        are failures of their own requests. Raises `ModelError` if the weights do not load and
+        `CapabilityError` for a probe that is not offered.
+        """
+        with self._lock:
+            if self._waves is None:
+                self._waves = self._load()
+            return self._waves.answer(requests)
+
+    def _image_size(self) -> int | None:
+        vision = getattr(self.checkpoint.config, "vision_config", None)
+        size = getattr(vision, "image_size", None)
+        return size if isinstance(size, int) else None
+
+    def _load(self) -> Waves:
+        from adapters._hf_generic import Generic
+        from adapters._hf_llava import Llava
+        from adapters._hf_rows import Family
+        from adapters._hf_wave import Waves
+        from harness import taps
+
+        taps.register()
+        decoder = self.checkpoint.config.get_text_config()
+        attention: str | dict[str, str] = self.attn
+        if self.attn == "fovea":
+            attention = {"text_config": taps.KERNEL, "vision_config": "sdpa"}
+        weights, processor = load(
+            self.checkpoint,
+            device=self.device,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            attention=attention,
+            trust_remote_code=self.trust_remote_code,
+        )
+        context = getattr(decoder, "max_position_embeddings", None)
+        kind: type[Llava] | type[Generic] = Llava if self.known else Generic
+        family: Family = kind(weights, processor, context)
+        layers = int(decoder.num_hidden_layers)
+        return Waves(
+            weights,
+            processor,
+            family,
+            template=self.template,
+            batch=self.batch,
+            layer=MAP_LAYERS.get((self.checkpoint.family, layers), layers // 2),
+            layers=layers,
+            context=context,
+        )
+
+
+def _text(path: Any) -> str:
+    try:
+        return str(path.read_text(encoding="utf-8"))
+    except OSError:
+        return ""
