@@ -171,8 +171,9 @@ def load(
         processor = AutoProcessor.from_pretrained(
             folder, backend="pil", trust_remote_code=trust_remote_code, local_files_only=True
         )
-        weights = AutoModelForImageTextToText.from_pretrained(
+        weights, report = AutoModelForImageTextToText.from_pretrained(
             folder,
+            output_loading_info=True,
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
             use_safetensors=True,
@@ -180,6 +181,9 @@ def load(
             local_files_only=True,
             **options,
         )
+    absent = sorted(report["missing_keys"])
+    if absent:  # transformers would go on with random numbers in their place
+        raise ModelError(f"{checkpoint.name} lacks {len(absent)} of its weights, {absent[0]} among them")
     if hasattr(processor, "tokenizer"):
         processor.tokenizer.padding_side = "left"
     return weights.eval().requires_grad_(False), processor
@@ -292,9 +296,11 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _explained(checkpoint: Checkpoint) -> Iterator[None]:
     """Turn what goes wrong while loading into a `ModelError` that names the checkpoint."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:500]
         hint = ""
         if "video" in reason.lower() or "torchvision" in reason.lower():

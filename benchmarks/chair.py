@@ -33,10 +33,10 @@ Words = Callable[[str], list[str]]
 def reference_from(path: Path, front_end: FrontEnd) -> Words:
     """`CHAIR.caption_to_words` of a copied chair.py; its COCO annotations are not loaded."""
     if front_end == "pattern":
-        from metrics._chair_words import _pattern_inflect
+        from metrics._chair_nltk import pattern_inflect
 
         english = types.ModuleType("pattern.en")
-        english.singularize = _pattern_inflect().singularize  # type: ignore[attr-defined]
+        english.singularize = pattern_inflect().singularize  # type: ignore[attr-defined]
         sys.modules["pattern.en"] = english
     spec = importlib.util.spec_from_file_location("reference_chair", path)
     if spec is None or spec.loader is None:
@@ -53,11 +53,11 @@ def transcription(front_end: FrontEnd) -> Words:
     import nltk
     from nltk.stem import WordNetLemmatizer
 
-    from metrics._chair_words import _pattern_inflect
+    from metrics._chair_nltk import pattern_inflect
 
     known = vocabulary("coco")
     objects = list(known.nodes)
-    singularize = _pattern_inflect().singularize if front_end == "pattern" else None
+    singularize = pattern_inflect().singularize if front_end == "pattern" else None
 
     def base(words: list[str]) -> list[str]:
         if singularize is not None:

@@ -44,12 +44,7 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks 
 
 def main() -> None:
     """The `fovea` command: exit codes 0 complete, 2 refused, 3 failed samples, 130 interrupted."""
-    try:
-        app()
-    except FoveaError as error:
-        _refuse(error)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    app()
 
 
 @app.command()
@@ -272,15 +267,18 @@ def _show_result(result: Run) -> None:
     _show_scores(result.summary)
     typer.echo(f"{result.path}")
     if result.status == "interrupted":
-        _warn(f"interrupted. To resume: {' '.join(_quoted_command())}")
+        _warn(_RESUME.format(_quoted_command()))
     elif result.failed:
         _warn(f"{result.failed} samples failed; repeat the command to try them again")
 
 
-def _quoted_command() -> list[str]:
+_RESUME = "interrupted. To resume: {}"
+
+
+def _quoted_command() -> str:
     import shlex
 
-    return ["fovea", *(shlex.quote(word) for word in sys.argv[1:])]
+    return shlex.join(["fovea", *sys.argv[1:]])
 
 
 def _show_scores(summary: Any) -> None:
@@ -401,3 +399,6 @@ def _errors(verbose: bool) -> Iterator[None]:
         if verbose:
             raise
         _refuse(error)
+    except KeyboardInterrupt:
+        _warn(_RESUME.format(_quoted_command()))
+        raise typer.Exit(INTERRUPTED) from None

@@ -272,7 +272,7 @@ class _Work:
             with events.counting(self.spent):
                 status = self._answer_all()
         except KeyboardInterrupt:
-            warn("interrupted")
+            pass  # the status says so
         finally:
             result = self._close(status, time.monotonic() - began)
         return result

@@ -157,13 +157,18 @@ def names(kind: Kind) -> Mapping[str, Path | EntryPoint]:
         for path in Path(folder).iterdir():
             if path.name.startswith("_"):
                 continue
-            if path.suffix == ".py":
-                found[path.stem] = path
-            elif (path / "main.py").is_file():
-                found[path.name] = path / "main.py"
+            main = path if path.suffix == ".py" else path / "main.py"
+            if main.is_file() and _exports(main, kind):
+                found[path.stem] = main
     for point in entry_points(group=f"fovea.{ROOMS[kind]}"):
         found.setdefault(point.name, point)
     return dict(sorted(found.items()))
+
+
+def _exports(path: Path, kind: Kind) -> bool:
+    """Whether a file makes things of this kind, or is arithmetic that others use."""
+    pattern = rf"^(?:def|class) {kind}\b|^{kind} *[:=]"
+    return re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def load(kind: Kind, name: str) -> Callable[..., Any]:
@@ -177,9 +182,12 @@ def load(kind: Kind, name: str) -> Callable[..., Any]:
         module = f"{ROOMS[kind]}.{name}" + (".main" if where.name == "main.py" else "")
         return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), kind))
     except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in (*ROOMS.values(), "harness"):
+            raise  # a bug of ours, not a package to install
         raise SpecError(
-            f"the {kind} {name} needs the package {error.name}, which is not installed: "
-            f"pip install {error.name}"
+            f"the {kind} {name} needs the package {package}, which is not installed: "
+            f"pip install {package}"
         ) from None
 
 

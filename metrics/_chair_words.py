@@ -1,45 +1,31 @@
 """The words of a caption in base form, by three front ends, and the words that name an object.
 
-Knows the word tables of CHAIR (`_chair_words.json`), the demo's scenes, and how each front end cuts a
-caption into tokens and finds base forms. Must not know: scores, ground truth, samples.
-
-A front end only has to get the words right that can name an object or be part of such a name: all other
-base forms are "". That makes exactness cheap. A word's base form under each part of speech is looked up
-once; where all four agree, its tag is never computed.
+Knows the word tables of CHAIR (`_chair_words.json`), the demo's scenes, and our own front end; the
+references' stand in `_chair_nltk.py`. Must not know: scores, ground truth, samples.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import threading
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 from harness.errors import DataError, SpecError
+from metrics import _chair_nltk
+from metrics._chair_nltk import MEMO, BaseForms
 
 FrontEnd: TypeAlias = Literal["wordnet", "pattern", "rules"]
 VocabularyName: TypeAlias = Literal["coco", "scenes"]
-BaseForms: TypeAlias = Callable[[str], list[str]]
-"""A caption to the base forms of its tokens, in order; "" for one that cannot matter."""
-
-NLTK_DATA = {
-    "punkt_tab": "tokenizers/punkt_tab/english",
-    "averaged_perceptron_tagger_eng": "taggers/averaged_perceptron_tagger_eng",
-    "wordnet": "corpora/wordnet",
-}
-"""What NLTK's downloader calls the data that the front ends read, and where it lies."""
 
 _COLORS = ("red", "green", "blue", "yellow", "purple", "orange")
 _SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 _SINGULAR_SHAPES = {"cros": "cross"}  # what pattern makes of "cross", as "glas" of "glass"
 
-_MEMO = 1 << 17  # words remembered per front end; English has fewer
 _LOADING = threading.Lock()  # NLTK's lazy corpora do not load well from two threads
 
 
@@ -70,13 +56,12 @@ def vocabulary(name: VocabularyName) -> Vocabulary:
         synonyms = tables["synonyms"].items()
         return Vocabulary({word: node for node, words in synonyms for word in words}, tables["pairs"])
     if name == "scenes":
-        singular = {**{shape: shape for shape in _SHAPES}, **_SINGULAR_SHAPES}
+        singular = {shape: shape for shape in _SHAPES} | _SINGULAR_SHAPES
         pairs = {f"{color} {form}": f"{color} {singular[form]}" for color in _COLORS for form in singular}
         return Vocabulary({node: node for node in pairs.values()}, pairs)
     raise ValueError(f"unknown vocabulary {name!r}: use one of {', '.join(get_args(VocabularyName))}")
 
 
-@lru_cache
 def _words_that_matter() -> frozenset[str]:
     """Every base form that names an object or is half of a pair, in any vocabulary."""
     both = [vocabulary(name) for name in get_args(VocabularyName)]
@@ -88,51 +73,52 @@ def _words_that_matter() -> frozenset[str]:
 
 
 def base_forms(front_end: FrontEnd) -> BaseForms:
-    """The front end of that name, loaded (once per process; seconds for `wordnet`).
+    """The front end of that name, loaded once per process (seconds for `wordnet`).
 
-    - `wordnet` (SPARC `chair.py`, lmms-eval `coco_cap_chair`): `nltk.word_tokenize`, `nltk.pos_tag`
-      over the whole caption, `WordNetLemmatizer` with the tag's part of speech.
-    - `pattern` (Rohrbach et al. 2018, Maxlinn/CHAIR-metric-standalone): the same tokens,
-      `pattern.en.singularize` on each.
-    - `rules` (ours): needs no data; a regular expression for the tokens and rules for plural nouns.
+    - `wordnet` (SPARC, lmms-eval): NLTK's tokens, tags and WordNet's lemmas.
+    - `pattern` (the CHAIR paper, Maxlinn/CHAIR-metric-standalone): NLTK's tokens, pattern's singulars.
+    - `rules` (ours): needs no data; a regular expression for the tokens, rules for plural nouns.
 
     Raises SpecError where a package is missing, DataError where its data is, ValueError for an unknown
     name.
     """
-    if front_end not in _LOADERS:
-        known = ", ".join(get_args(FrontEnd))
-        raise ValueError(f"unknown CHAIR front end {front_end!r}: use one of {known}")
     with _LOADING:
-        try:
-            return _LOADERS[front_end]()
-        except ModuleNotFoundError as error:
-            raise SpecError(
-                f"front_end={front_end} needs the package {error.name}: pip install 'fovea-eval[chair]', "
-                "or use front_end=rules, which needs none"
-            ) from None
-        except LookupError:
-            raise DataError(_how_to_get_the_data(front_end)) from None
+        return _loaded(front_end)
 
 
-def _how_to_get_the_data(front_end: FrontEnd) -> str:
+@lru_cache
+def _loaded(front_end: FrontEnd) -> BaseForms:
+    if front_end not in _FRONT_ENDS:
+        raise ValueError(f"unknown CHAIR front end {front_end!r}: use one of {', '.join(_FRONT_ENDS)}")
+    try:
+        return _FRONT_ENDS[front_end](_words_that_matter())
+    except ModuleNotFoundError as error:
+        package = (error.name or "nltk").partition(".")[0]
+        raise SpecError(
+            f"front_end={front_end} needs the package {package}: pip install 'fovea-eval[chair]', "
+            "or use front_end=rules, which needs none"
+        ) from None
+    except LookupError:
+        raise DataError(_how_to_get_data(front_end)) from None
+
+
+def _how_to_get_data(front_end: FrontEnd) -> str:
     import nltk
 
-    names = list(NLTK_DATA) if front_end == "wordnet" else ["punkt_tab"]
+    names = list(_chair_nltk.DATA) if front_end == "wordnet" else ["punkt_tab"]
+    folders = ", ".join(_chair_nltk.DATA[name] for name in names)
     return (
-        f"front_end={front_end} needs NLTK's data {', '.join(names)} "
-        f"({', '.join(NLTK_DATA[name] for name in names)}), and not all of it was found in "
+        f"front_end={front_end} needs NLTK's data ({folders}), and not all of it is in any of "
         f"{', '.join(nltk.data.path)}. Run `python -m nltk.downloader {' '.join(names)}`, or set "
         "NLTK_DATA to a folder that has it, or use front_end=rules, which needs none"
     )
 
 
-_WORD = r"[a-z0-9]++(?:-[a-z0-9]++)*+"
-_PLAIN_SENTENCE = re.compile(rf"(?:{_WORD},? )*+{_WORD}\.?")
-_PLAIN_TOKEN = re.compile(
+_TOKEN = re.compile(
     r"""
       n't\b | '(?:s|m|d|ll|re|ve)\b                # clitics, parted from their word
-    | \d{1,2}\.(?=\s) | \d+(?:[.,:]\d+)+         # the mark of a list; 3.14, 12:30
-    | \w(?:(?!n't\b)\w)*(?:[-/.&](?=\w)\w+)*     # words; traffic-light, dog/cat, a.m
+    | \d{1,2}\.(?=\s) | \d+(?:[.,:]\d+)+           # the mark of a list; 3.14, 12:30
+    | \w(?:(?!n't\b)\w)*(?:[-/.&](?=\w)\w+)*       # words; traffic-light, dog/cat, a.m
     | \.{2,} | -- | \S
     """,
     re.VERBOSE,
@@ -140,30 +126,27 @@ _PLAIN_TOKEN = re.compile(
 
 _IRREGULAR = {
     "men": "man", "women": "woman", "policemen": "policeman", "gentlemen": "gentleman",
-    "firemen": "fireman", "servicemen": "serviceman", "grandchildren": "grandchild",
-    "geese": "goose", "mice": "mouse", "calves": "calf", "knives": "knife", "thieves": "thief",
+    "servicemen": "serviceman", "grandchildren": "grandchild", "geese": "goose", "mice": "mouse",
+    "calves": "calf", "knives": "knife", "thieves": "thief",
 }  # fmt: skip
 
 _PLURALS = (("ies", "y"), ("es", ""), ("s", ""))
 
 
-@lru_cache
-def _rules() -> BaseForms:
-    matters = _words_that_matter()
-
-    @lru_cache(_MEMO)
+def _rules(matters: Collection[str]) -> BaseForms:
+    @lru_cache(MEMO)
     def form(word: str) -> str:
         if word in matters:
             return word
-        shorter = (word[: -len(end)] + new for end, new in _PLURALS if word.endswith(end))
+        shorter = (word.removesuffix(end) + new for end, new in _PLURALS if word.endswith(end))
         candidates = (_IRREGULAR.get(word, ""), *shorter)
         return next((candidate for candidate in candidates if candidate in matters), "")
 
     return lambda caption: [form(token) for token in _TOKEN.findall(caption.lower())]
 
 
-_LOADERS: dict[FrontEnd, Callable[[], BaseForms]] = {
-    "wordnet": _wordnet,
-    "pattern": _pattern,
+_FRONT_ENDS: dict[FrontEnd, Callable[[Collection[str]], BaseForms]] = {
+    "wordnet": _chair_nltk.wordnet,
+    "pattern": _chair_nltk.pattern,
     "rules": _rules,
 }

@@ -43,9 +43,7 @@ class Mean:
     def higher_is_better(self) -> Mapping[str, bool]:
         return {self.number: True}
 
-    def measure(
-        self, responses: Sequence[Response], samples: Sequence[Sample]
-    ) -> list[dict[str, float]]:
+    def measure(self, responses: Sequence[Response], samples: Sequence[Sample]) -> list[dict[str, float]]:
         """Per sample its `score` and whether it was `scored` (0 or 1)."""
         return [
             {"score": self.score(response.text, sample.targets), "scored": 1}

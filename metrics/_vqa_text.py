@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, get_args
 
 Normalizer: TypeAlias = Literal["m4c", "official", "vlmevalkit", "vicrop"]
 
-PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 """The marks that are deleted or become spaces, in the references' order."""
 
 NUMBERS = {

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Literal
 from harness.types import Metric, Response, Sample
 from metrics._chair_words import FrontEnd, Vocabulary, VocabularyName, base_forms, vocabulary
 
+__all__ = ["Chair", "FrontEnd", "VocabularyName", "base_forms", "counts", "mentions", "metric", "node_word"]
 
-def mentions(
-    caption: str, front_end: FrontEnd = "wordnet", vocabulary: VocabularyName = "coco"
-) -> list[str]:
+
+def mentions(caption: str, front_end: FrontEnd = "wordnet", vocabulary: VocabularyName = "coco") -> list[str]:
     """The objects that a caption mentions, as node words (COCO's category names), in order.
 
     An object mentioned twice is there twice. front_end: how words are found (`wordnet`, `pattern`,
@@ -124,9 +124,7 @@ class Chair:
     def higher_is_better(self) -> Mapping[str, bool]:
         return {"CHAIRs": False, "CHAIRi": False, "Recall": True}
 
-    def measure(
-        self, responses: Sequence[Response], samples: Sequence[Sample]
-    ) -> list[dict[str, int]]:
+    def measure(self, responses: Sequence[Response], samples: Sequence[Sample]) -> list[dict[str, int]]:
         """Per caption what `counts` counts, and whether it hallucinates."""
         return [
             self._measure(response.text, sample.targets)

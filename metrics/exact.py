@@ -57,9 +57,7 @@ _MATCHERS: dict[Variant, Callable[[str, str], bool]] = {
     "llava": lambda answer, reference: answer.rstrip(".").lower() == reference,
     "lmms": lambda answer, reference: _bare(answer.strip()) == _bare(reference),
     "vlmevalkit": lambda answer, reference: answer.strip().lower() == reference.strip().lower(),
-    "vicrop": lambda answer, reference: (
-        normalize(reference, "vicrop") in normalize(answer, "vicrop")
-    ),
+    "vicrop": lambda answer, reference: normalize(reference, "vicrop") in normalize(answer, "vicrop"),
 }
 
 

@@ -85,9 +85,7 @@ class Vqa(Mean):
     def score(self, answer: str, targets: Sequence[str]) -> float:
         return soft_accuracy(answer, targets, self.variant)
 
-    def measure(
-        self, responses: Sequence[Response], samples: Sequence[Sample]
-    ) -> list[dict[str, float]]:
+    def measure(self, responses: Sequence[Response], samples: Sequence[Sample]) -> list[dict[str, float]]:
         odd = [sample for sample in samples if len(sample.targets) not in (0, 10)]
         if odd and self.variant == "vicrop":
             warnings.warn(

@@ -160,9 +160,7 @@ class YesNo:
         better = dict.fromkeys(("accuracy", "precision", "recall", "f1", "mean_f1"), True)
         return {**better, "unparsed": False}
 
-    def measure(
-        self, responses: Sequence[Response], samples: Sequence[Sample]
-    ) -> list[dict[str, int]]:
+    def measure(self, responses: Sequence[Response], samples: Sequence[Sample]) -> list[dict[str, int]]:
         return [
             {self._outcome_of(response.text, sample): 1} if sample.targets else {}
             for response, sample in zip(responses, samples, strict=True)

@@ -16,7 +16,10 @@ from harness import store
 FOVEA = Path(sys.executable).parent / "fovea"
 
 
-def fovea(*words: str | Path, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+Done = subprocess.CompletedProcess[str]
+
+
+def fovea(*words: str | Path, cwd: Path, env: dict[str, str] | None = None) -> Done:
     return subprocess.run(
         [FOVEA, *map(str, words)],
         cwd=cwd,
@@ -84,7 +87,8 @@ def test_scoring_again_changes_nothing_and_adds_what_is_asked(questions: Path) -
     ],
 )
 def test_a_mistake_is_refused_in_a_sentence(questions: Path, words: list[str], complaint: str) -> None:
-    done = fovea(*(word.format(q=questions) for word in words), cwd=questions.parent, env={"HF_HUB_OFFLINE": "1"})
+    filled = [word.format(q=questions) for word in words]
+    done = fovea(*filled, cwd=questions.parent, env={"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 2, done.stdout + done.stderr
     assert complaint in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
@@ -170,7 +174,7 @@ def test_ctrl_c_ends_cleanly_with_the_command_that_resumes(questions: Path) -> N
         text=True,
     )
     runs = questions.parent / "results" / "runs"
-    while process.poll() is None and not any(runs.rglob("records.jsonl")):
+    while process.poll() is None and not any(f.stat().st_size for f in runs.rglob("records.jsonl")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

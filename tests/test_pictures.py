@@ -88,7 +88,7 @@ def test_each_bad_picture_says_what_is_wrong(tmp_path: Path, data: bytes, kind: 
 
 def test_a_missing_picture_is_named(tmp_path: Path) -> None:
     for ask in (Picture.open, lambda p: p.size, lambda p: p.digest):
-        with pytest.raises(PictureError, match="none.png does not exist") as raised:
+        with pytest.raises(PictureError, match=r"none\.png does not exist") as raised:
             ask(Picture(File(tmp_path / "none.png")))
         assert raised.value.kind == "missing_picture"
 

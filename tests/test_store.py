@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_whole_records_and_says_what_to_do(tmp_path: Path) ->
         directory.append([A])
         assert directory._file is not None
         real = os.dup(directory._file.fileno())
-        with open("/dev/full", "wb", buffering=0) as full:
+        with Path("/dev/full").open("wb", buffering=0) as full:
             os.dup2(full.fileno(), directory._file.fileno())
             directory._untouched = lambda: True  # type: ignore[method-assign]
             directory._file.truncate = lambda size=None: 0  # type: ignore[method-assign,assignment]

@@ -32,6 +32,8 @@ from transformers.utils import logging
 
 from harness.pictures import Memory, Picture
 
+torch.set_num_threads(1)  # tensors this small only wait for a second thread
+
 CORPUS = """A person riding a brown horse on a beach near the ocean. Please describe this image.
 What is the color of the bus? Write a general description of the image. USER ASSISTANT: The image
 shows a red car parked next to a tall building. There are two dogs and one cat on the green grass.
