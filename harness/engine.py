@@ -207,6 +207,7 @@ def _header(
         "selection": selection.json(),
         "metrics": [metric_json(metric) for metric in task.metrics],
         "primary": task.primary,
+        "breakdowns": list(task.breakdowns),
         "provenance": provenance(),
     }
 
@@ -262,7 +263,9 @@ class _Work:
         for warning in warnings:
             warn(warning)
         wanted = set(self.selection.keys)
-        self.ended = {record.key: _slim(record) for record in known if record.key in wanted}
+        self.ended = {
+            record.key: slim(record, self.task.breakdowns) for record in known if record.key in wanted
+        }
         self.resumed = len(self.ended)
         self.failed = 0
         self.directory.write_run({**self.header, "status": "running"})
@@ -289,7 +292,7 @@ class _Work:
         for records in self._groups():
             self.directory.append(records)
             for record in records:
-                self.ended[record.key] = _slim(record)
+                self.ended[record.key] = slim(record, self.task.breakdowns)
                 self.failed += record.failure is not None
             self._tell()
             if self.max_failures is not None and self.failed > self.max_failures:
@@ -401,17 +404,25 @@ class Row:
 
     key: Key
     cluster: str
-    category: str | None
+    groups: Mapping[str, Sequence[str]]
     failure: str | None
     usage: Usage
     measures: Mapping[str, Any]
 
 
-def _slim(record: Record) -> Row:
+def slim(record: Record, breakdowns: Sequence[str] = ()) -> Row:
+    """A record's row; its groups are its category and the values of its meta's `breakdowns`."""
+    groups: dict[str, Sequence[str]] = {}
+    if record.category is not None:
+        groups["category"] = (record.category,)
+    for name in breakdowns:
+        value = record.meta.get(name)
+        if value is not None:
+            groups[name] = tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
     return Row(
         record.key,
         record.group or record.sample_id,
-        record.category,
+        groups,
         record.failure.kind if record.failure else None,
         record.usage,
         record.measures,
@@ -499,13 +510,20 @@ def _scores(metric: Metric, rows: Sequence[Row], records: Sequence[Record]) -> d
         return entry | {"n": len(good), "scores": scores}
     key = metric_key(metric)
     entry |= {"n": len(rows), "scores": _estimates(metric, key, rows)}
-    categories = sorted({row.category for row in rows if row.category is not None})
-    if len(categories) > 1:
-        parts = {name: [row for row in rows if row.category == name] for name in categories}
-        entry["categories"] = {
-            name: {"n": len(part), "scores": _estimates(metric, key, part)} for name, part in parts.items()
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        for name, values in row.groups.items():
+            for value in values:
+                groups.setdefault(name, {}).setdefault(value, []).append(row)
+    breakdowns = {
+        name: {
+            value: {"n": len(part), "scores": _estimates(metric, key, part)}
+            for value, part in sorted(parts.items())
         }
-    return entry
+        for name, parts in sorted(groups.items())
+        if len(parts) > 1
+    }
+    return entry | ({"breakdowns": breakdowns} if breakdowns else {})
 
 
 def _estimates(metric: Metric, key: str, rows: Sequence[Row]) -> dict[str, Json]:
@@ -535,7 +553,8 @@ def score(path: Path, metrics: Sequence[Metric]) -> Mapping[str, Any]:
             for record in records
             if (chosen is None or record.sample_id in chosen) and record.repeat < selection["repeats"]
         ]
-        fresh = summarise(metrics, [_slim(record) for record in picked], selection["n"], picked)
+        rows = [slim(record, content["breakdowns"]) for record in picked]
+        fresh = summarise(metrics, rows, selection["n"], picked)
         before = content.get("summary", {}).get("metrics", {})
         summary = fresh | {"metrics": {**before, **fresh["metrics"]}}
         known = {entry["key"]: entry for entry in content["metrics"]}

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from harness.errors import PictureError
 from harness.types import Box, Json
@@ -83,6 +83,17 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Deferred:
+    """Encoded bytes that `load` brings when they are needed: a cell of a table, say. `label` names them."""
+
+    label: str
+    load: Callable[[], bytes]
+
+    def read(self) -> bytes:
+        return self.load()
+
+
+@dataclass(frozen=True)
 class Refused:
     """A picture that must not be read, and why."""
 
@@ -91,6 +102,9 @@ class Refused:
 
     def read(self) -> bytes:
         raise PictureError(self.why, "refused_picture")
+
+
+Encoded: TypeAlias = File | Member | Memory | Deferred | Refused
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,7 @@ class Picture:
     are not applied: no reference code applies them.
     """
 
-    source: File | Member | Memory | Drawing | Refused
+    source: Encoded | Drawing
     crops: tuple[tuple[int, int, int, int], ...] = ()
 
     @cached_property
@@ -173,7 +187,7 @@ def picture_in(root: Path, name: str) -> Picture:
     return Picture(File(root / plain))
 
 
-def _source_digest(source: File | Member | Memory | Drawing | Refused) -> str:
+def _source_digest(source: Encoded | Drawing) -> str:
     if isinstance(source, Drawing):
         return hashlib.sha256(f"drawing {source.label}".encode()).hexdigest()
     if isinstance(source, File):
@@ -191,12 +205,12 @@ def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
     return hashlib.sha256(File(path).read()).hexdigest()
 
 
-def _header_size(source: File | Member | Memory | Refused) -> tuple[int, int]:
+def _header_size(source: Encoded) -> tuple[int, int]:
     with _opened(source) as image:
         return image.size
 
 
-def _decode(source: File | Member | Memory | Refused) -> Image.Image:
+def _decode(source: Encoded) -> Image.Image:
     try:
         with _opened(source) as image:
             return image.convert("RGB")
@@ -204,7 +218,7 @@ def _decode(source: File | Member | Memory | Refused) -> Image.Image:
         raise PictureError(f"{source.label} is damaged: {error}", "damaged_picture") from None
 
 
-def _opened(source: File | Member | Memory | Refused) -> Image.Image:
+def _opened(source: Encoded) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     data: Path | io.BytesIO

@@ -186,8 +186,7 @@ def load(kind: Kind, name: str) -> Callable[..., Any]:
         if package in (*ROOMS.values(), "harness"):
             raise  # a bug of ours, not a package to install
         raise SpecError(
-            f"the {kind} {name} needs the package {package}, which is not installed: "
-            f"pip install {package}"
+            f"the {kind} {name} needs the package {package}, which is not installed: pip install {package}"
         ) from None
 
 

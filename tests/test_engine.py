@@ -96,11 +96,32 @@ def test_a_repeated_command_retries_failures_and_asks_nothing_else(tmp_path: Pat
 
 def test_categories_have_their_own_scores(tmp_path: Path) -> None:
     result = run(make_task(), lambda request: right(request) if int(right(request)) % 2 else "?", tmp_path)
-    categories = accuracy(result)["categories"]
+    categories = accuracy(result)["breakdowns"]["category"]
     assert {name: part["scores"]["accuracy"]["value"] for name, part in categories.items()} == {
         "even": 0.0,
         "odd": 1.0,
     }
+
+
+def test_a_sample_counts_in_each_of_its_groups(tmp_path: Path) -> None:
+    samples = [
+        Sample("0", question="0?", targets=("0",), meta={"types": ["form", "table"], "length": 3}),
+        Sample("1", question="1?", targets=("x",), meta={"types": ["form"], "length": 4}),
+    ]
+    result = run(make_task(samples=samples, breakdowns=("types", "length")), right, tmp_path)
+    shown = {
+        (name, value): (part["n"], part["scores"]["accuracy"]["value"])
+        for name, parts in accuracy(result)["breakdowns"].items()
+        for value, part in parts.items()
+    }
+    assert shown == {
+        ("types", "form"): (2, 0.5),
+        ("types", "table"): (1, 1.0),
+        ("length", "3"): (1, 1.0),
+        ("length", "4"): (1, 0.0),
+    }
+    again = engine.score(result.path, [exact.metric()])
+    assert json.dumps(again) == json.dumps(result.summary)
 
 
 def test_more_samples_extend_the_run_and_fewer_select_from_it(tmp_path: Path) -> None:
