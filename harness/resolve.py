@@ -72,7 +72,7 @@ def make_method(spec: str, cache: Answers | None = None) -> Wrap:
 
 
 def metric_from(stored: Mapping[str, Any]) -> Metric:
-    """The metric of a run's header (`harness.engine.metric_json`) again."""
+    """The metric of a run's header (`harness.summary.metric_json`) again."""
     factory = load("metric", stored["name"])
     known = inspect.signature(factory).parameters
     knobs = {name: value for name, value in stored["knobs"].items() if name in known}

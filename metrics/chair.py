@@ -19,6 +19,8 @@ from metrics._chair_words import FrontEnd, Vocabulary, VocabularyName, base_form
 
 __all__ = ["Chair", "FrontEnd", "VocabularyName", "base_forms", "counts", "mentions", "metric", "node_word"]
 
+_vocabulary = vocabulary  # the functions below have a parameter of that name
+
 
 def mentions(caption: str, front_end: FrontEnd = "wordnet", vocabulary: VocabularyName = "coco") -> list[str]:
     """The objects that a caption mentions, as node words (COCO's category names), in order.
@@ -36,9 +38,6 @@ def mentions(caption: str, front_end: FrontEnd = "wordnet", vocabulary: Vocabula
     """
     known = _vocabulary(vocabulary)
     return _mentioned(_merged(base_forms(front_end)(caption), known), known)
-
-
-_vocabulary = vocabulary  # the functions' parameter has its name
 
 
 def _merged(words: Sequence[str], known: Vocabulary) -> list[str]:

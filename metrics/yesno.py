@@ -202,4 +202,5 @@ def metric(parser: Parser = "official", scoring: Variant | None = None) -> Metri
     >>> yesno.reduce(yesno.measure([Response("Yes"), Response("Yes")], truth))["accuracy"]
     0.5
     """
+    parse("", parser)  # refuses one that it does not know
     return YesNo(parser, scoring or _OWN_SCORING[parser])

@@ -101,7 +101,7 @@ def test_every_name_of_every_room_loads_and_shows_its_knobs() -> None:
 
 
 def test_a_metric_is_made_again_from_a_runs_header() -> None:
-    from harness.engine import metric_json
+    from harness.summary import metric_json
 
     metric = resolve.make_metric("exact:variant=lmms")
     assert resolve.metric_from(metric_json(metric)) == metric

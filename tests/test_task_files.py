@@ -13,7 +13,8 @@ from PIL import Image
 from adapters.scripted import Scripted
 from harness import engine, resolve
 from harness.errors import DataError, PictureError, SpecError
-from harness.types import Request, Task
+from harness.store import read_records
+from harness.types import Request, Response, Task
 from tasks import _source, coco_chair, pope, vqa_file
 from tasks._source import DETAIL, LETTER, SHORT
 
@@ -91,9 +92,9 @@ def test_missing_and_unreadable_files_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_value_of_the_wrong_kind_is_named() -> None:
     row = _source.Row({"a": True, "b": {"c": 1}, "d": None, "e": 1.5}, "x.jsonl, line 4")
-    with pytest.raises(DataError, match="x.jsonl, line 4: a is true; it must be a text"):
+    with pytest.raises(DataError, match=r"x\.jsonl, line 4: a is true; it must be a text"):
         row.text("a")
-    with pytest.raises(DataError, match="line 4: b is {"):
+    with pytest.raises(DataError, match=r"line 4: b is \{"):
         row.texts("b")
     with pytest.raises(DataError, match="line 4 has no d"):
         row.text("d")
@@ -304,7 +305,7 @@ def test_vqa_file_needs_only_an_image_a_question_and_an_answer(tmp_path: Path) -
     assert sample.images[0].size == (8, 6)
     assert asked(task).text == "What is on the sign?\n" + SHORT
     assert (task.name, task.primary, task.metrics[0].variant) == ("vqa_file-mine", "accuracy", "lmms")
-    counts = task.metrics[0].measure([engine.Response("stop.")], [sample])
+    counts = task.metrics[0].measure([Response("stop.")], [sample])
     assert task.metrics[0].reduce(counts) == {"accuracy": 1.0}
 
 
@@ -372,7 +373,7 @@ def test_a_picture_that_is_missing_broken_or_out_of_bounds_fails_alone(tmp_path:
     run = engine.run(vqa_file.task(path), Scripted(look), out=tmp_path / "runs")
     assert run.summary["metrics"]["exact[lmms]"]["scores"]["accuracy"]["value"] == 1.0
     assert run.summary["metrics"]["exact[lmms]"]["n"] == 1
-    failed = {record.sample_id: record.failure for record in engine.read_records(run.path) if record.failure}
+    failed = {record.sample_id: record.failure for record in read_records(run.path) if record.failure}
     assert {name: failure.kind for name, failure in failed.items()} == {
         "2": "missing_picture",
         "3": "refused_picture",

@@ -91,9 +91,11 @@ def test_the_robust_parser_reads_the_first_word_and_falls_back_to_official(text:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="use one of official, lmms"):
         parse("yes", "pope")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="use one of official, lmms"):
+        metric("pope")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="yes or no, not 'maybe'"):
         scores(["yes"], ["maybe"])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match="is shorter"):
         scores(["yes"], [])
 
 

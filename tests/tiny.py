@@ -7,6 +7,7 @@ right one. Nothing here is downloaded.
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,7 @@ def _save(model: Any, processor: Any, folder: Path, seed: int) -> Path:
     return folder
 
 
+@functools.cache
 def photo(seed: int, width: int = 100, height: int = 80) -> Picture:
     """A PNG in memory of soft random blots, as a dataset would hold it."""
     blots = np.random.RandomState(seed).randint(0, 256, (6, 8, 3)).astype(np.uint8)
