@@ -12,6 +12,7 @@ structure) takes its place, and the result is named `clair[fovea]`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import contextvars
 import functools
 import hashlib
@@ -20,7 +21,6 @@ import json
 import math
 import os
 import re
-import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
@@ -155,12 +155,10 @@ def _found_in(source: str, sha256: str) -> str | None:
 
 def _keep(file: Path, text: str) -> None:
     partial = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):  # a home that cannot be written costs a download, not the run
         file.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8", newline="")
         partial.replace(file)
-    except OSError:  # a home that cannot be written costs a download per process, not the run
-        partial.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- the reply

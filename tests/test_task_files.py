@@ -14,6 +14,7 @@ from adapters.scripted import Scripted
 from harness import engine, resolve
 from harness.errors import DataError, PictureError, SpecError
 from harness.store import read_records
+from harness.summary import metric_json
 from harness.types import Request, Response, Task
 from tasks import _source, coco_chair, pope, vqa_file
 from tasks._source import DETAIL, LETTER, SHORT
@@ -392,5 +393,5 @@ def test_metrics_come_back_from_a_runs_header_with_their_knobs(tmp_path: Path) -
     ]
     for make in made:
         metric = make().metrics[0]
-        stored = json.loads(json.dumps(engine.metric_json(metric)))
+        stored = json.loads(json.dumps(metric_json(metric)))
         assert resolve.metric_from(stored) == metric
