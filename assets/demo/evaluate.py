@@ -30,9 +30,9 @@ OTHERS = {
     "attribute": ("attribute", "exact[llava]", "accuracy"),
     "existence": ("existence", "yesno[official]", "f1"),
     "count": ("count", "exact[llava]", "accuracy"),
-    "caption, CHAIRi": ("caption", "chair[rules, scenes]", "CHAIRi"),
-    "caption, CHAIRs": ("caption", "chair[rules, scenes]", "CHAIRs"),
-    "caption, recall": ("caption", "chair[rules, scenes]", "Recall"),
+    "caption, CHAIRi": ("caption", "chair[rules+scenes]", "CHAIRi"),
+    "caption, CHAIRs": ("caption", "chair[rules+scenes]", "CHAIRs"),
+    "caption, recall": ("caption", "chair[rules+scenes]", "Recall"),
 }
 START, END = "<!-- results -->", "<!-- end of results -->"
 
