@@ -152,7 +152,7 @@ def load(
     torchvision is installed, so that machines agree. Raises `ModelError`.
     """
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
     folder = checkpoint.folder
     if checkpoint.hub is not None:
@@ -168,9 +168,7 @@ def load(
     if quantization != "none" or device != "cpu":
         options["device_map"] = device
     with _quiet(), _explained(checkpoint):
-        processor = AutoProcessor.from_pretrained(
-            folder, backend="pil", trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        processor = _processor(checkpoint, trust_remote_code=trust_remote_code)
         weights, report = AutoModelForImageTextToText.from_pretrained(
             folder,
             output_loading_info=True,
@@ -187,6 +185,47 @@ def load(
     if hasattr(processor, "tokenizer"):
         processor.tokenizer.padding_side = "left"
     return weights.eval().requires_grad_(False), processor
+
+
+def _processor(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
+    """The checkpoint's processor, its pictures prepared by Pillow.
+
+    A processor that prepares videos too does not load this way, or not without torchvision; then it
+    loads without its video part, which no request needs.
+    """
+    from transformers import AutoProcessor
+
+    options = {"backend": "pil", "trust_remote_code": trust_remote_code, "local_files_only": True}
+    try:
+        return AutoProcessor.from_pretrained(checkpoint.folder, **options)
+    except (OSError, ValueError, ImportError) as error:
+        official = _processor_class(checkpoint.family)
+        if "video" not in str(error).lower() or official is None:
+            raise
+
+    class ImagesOnly(official):  # type: ignore[misc, valid-type]
+        # transformers reads the parts of a processor off this signature.
+        def __init__(
+            self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **rest: Any
+        ) -> None:
+            super().__init__(
+                image_processor=image_processor,
+                tokenizer=tokenizer,
+                video_processor=None,
+                chat_template=chat_template,
+                **rest,
+            )
+
+    return ImagesOnly.from_pretrained(checkpoint.folder, backend="pil", local_files_only=True)
+
+
+def _processor_class(family: str) -> Any:
+    """transformers' own processor class of a family, None if it has none."""
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    name = PROCESSOR_MAPPING_NAMES.get(family)
+    return getattr(transformers, name, None) if name else None
 
 
 # ---------------------------------------------------------------- files
@@ -302,10 +341,4 @@ def _explained(checkpoint: Checkpoint) -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:500]
-        hint = ""
-        if "video" in reason.lower() or "torchvision" in reason.lower():
-            hint = (
-                f". The processor of {checkpoint.family} prepares videos too, which transformers "
-                "leaves to torchvision: install the torchvision that fits your torch"
-            )
-        raise ModelError(f"{checkpoint.name} does not load: {reason}{hint}") from error
+        raise ModelError(f"{checkpoint.name} ({checkpoint.family}) does not load: {reason}") from error

@@ -85,7 +85,8 @@ class Ending:
     def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
         if self._prompt is None:
             self._prompt = ids.shape[1] - 1
-        done = self._limits.to(ids.device) <= ids.shape[1] - self._prompt
+            self._limits = self._limits.to(ids.device)
+        done = self._limits <= ids.shape[1] - self._prompt
         for row, stops in self._stops:
             text = self._decode(ids[row, self._prompt :].tolist())
             done[row] |= any(stop in text for stop in stops)

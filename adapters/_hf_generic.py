@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from PIL.Image import Image
 from torch import Tensor
 
@@ -60,8 +59,7 @@ class Generic:
         return Inputs(ids, mask, extra=extra)
 
     def logits(self, inputs: Inputs, keep: int) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = self._weights(**inputs.whole()).logits
+        logits: Tensor = self._weights(**inputs.whole()).logits
         return logits[:, -keep:]
 
     def maps(self, rows: Sequence[Row]) -> list[tuple[ImportanceMap, ...]]:

@@ -45,12 +45,12 @@ class Framing:
     @classmethod
     def of(cls, image_processor: Any) -> Framing:
         """As a transformers image processor is configured."""
-        size, crop = image_processor.size, image_processor.crop_size
+        size, crop = image_processor.size, getattr(image_processor, "crop_size", None)
         resize = size.shortest_edge or (size.height, size.width)
         return cls(
             pad=bool(getattr(image_processor, "do_pad", False)),
             resize=resize if image_processor.do_resize else None,
-            crop=(crop.height, crop.width) if image_processor.do_center_crop else None,
+            crop=(crop.height, crop.width) if getattr(image_processor, "do_center_crop", False) else None,
         )
 
     def rectangle(self, size: tuple[int, int]) -> Box:

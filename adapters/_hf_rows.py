@@ -90,7 +90,7 @@ class Family(Protocol):
         """Rows with equal prefixes are cheaper in one batch."""
 
     def ahead(self, rows: Iterable[Row]) -> None:
-        """Begin to decode the pictures of the next batch."""
+        """Begin to decode the pictures of rows that are about to be prepared."""
 
     def prepare(self, rows: Sequence[Row]) -> Inputs:
         """A batch's tensors. Raises `Unfit` if some rows cannot run."""

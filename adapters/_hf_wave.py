@@ -197,7 +197,7 @@ class Waves:
         pending = _ordered(jobs, self._family)
         while pending := [job for job in pending if job.draft.failure is None]:
             batch = self._next_batch(pending)
-            self._family.ahead(job.row for job in pending[len(batch) : 2 * len(batch)])
+            self._family.ahead(job.row for job in pending[: 2 * len(batch)])  # this batch and the next
             started = time.perf_counter()
             done = self._attempt(batch, work)
             seconds = (time.perf_counter() - started) / len(batch)

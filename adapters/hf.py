@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapters._hf_checkpoint import (
@@ -101,15 +102,22 @@ def layout_gap(config: Any) -> str:
 
 
 def _pick_template(template: Template, found: Checkpoint) -> Template:
-    has_chat = any((found.folder / "chat_template").with_suffix(s).is_file() for s in (".jinja", ".json"))
-    has_chat = has_chat or '"chat_template"' in _text(found.folder / "tokenizer_config.json")
+    chat = _has_chat_template(found.folder)
     if template == "auto":
-        return "chat" if has_chat else "plain"
-    if template == "chat" and not has_chat:
+        return "chat" if chat else "plain"
+    if template == "chat" and not chat:
         raise ModelError(f"{found.name} has no chat template; use template=plain or template=vicrop")
     if template == "vicrop" and found.family != "llava":
         raise ModelError(f"template=vicrop is LLaVA's; {found.name} is {found.family}: use template=chat")
     return template
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """In a file of its own, or inside the tokenizer's or the processor's settings."""
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    settings = (folder / name for name in ("tokenizer_config.json", "processor_config.json"))
+    return any('"chat_template"' in file.read_text("utf-8") for file in settings if file.is_file())
 
 
 @dataclass(eq=False)
@@ -210,10 +218,3 @@ class Hf:
             layers=layers,
             context=context,
         )
-
-
-def _text(path: Any) -> str:
-    try:
-        return str(path.read_text(encoding="utf-8"))
-    except OSError:
-        return ""

@@ -21,8 +21,12 @@ def metric_key(metric: Metric) -> str:
 
 
 def metric_json(metric: Any) -> dict[str, Any]:
-    """Enough to make the metric again: its name and knobs (the fields of its dataclass)."""
-    knobs = vars(metric) if dataclasses.is_dataclass(metric) else {}
+    """Enough to make the metric again: its name and knobs (the fields of its dataclass; a judge by its
+    description)."""
+    fields = vars(metric) if dataclasses.is_dataclass(metric) else {}
+    knobs = {
+        name: value.describe() if hasattr(value, "describe") else value for name, value in fields.items()
+    }
     return {"key": metric_key(metric), "name": metric.name, "variant": metric.variant, "knobs": knobs}
 
 

@@ -15,7 +15,7 @@ from harness.types import Sample, Task
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RIGHT, WRONG, BOX, TARGET = "#1a7f37", "#cf222e", "#0969da", "#bf8700"
+RIGHT, WRONG, BOX, TARGET = "#1a7f37", "#cf222e", "#0969da", "#e16f24"
 
 
 def draw(task: Task, plain: Path, cropped: Path, picture: Path) -> None:
@@ -34,10 +34,10 @@ def draw(task: Task, plain: Path, cropped: Path, picture: Path) -> None:
         _crop(bottom, sample, after[sample.id])
     figure.suptitle(
         "The first three samples, and the first that the method got wrong.  "
-        "Blue: the crop. Yellow: the detail asked about.",
+        "Blue: the crop. Orange: the detail asked about.",
         fontsize=12,
     )
-    figure.tight_layout()
+    figure.tight_layout(h_pad=2.5)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, metadata={"Software": None})
     plt.close(figure)
@@ -60,7 +60,7 @@ def _scene(axes: Axes, sample: Sample, before: Record, after: Record) -> None:
         _rectangle(axes, box, BOX, 2.5)
     region: Any = sample.meta.get("region")
     if region:
-        _rectangle(axes, [region[0] - 4, region[1] - 4, region[2] + 4, region[3] + 4], TARGET, 1.5)
+        _rectangle(axes, [region[0] - 10, region[1] - 10, region[2] + 10, region[3] + 10], TARGET, 1.5)
     axes.set_title(sample.question, fontsize=11)
     _bare(axes)
     _answer(axes, f"whole image: {before.answer or '(nothing)'}", _right(sample, before))
@@ -86,7 +86,8 @@ def _rectangle(axes: Axes, box: Any, color: str, width: float) -> None:
     from matplotlib.patches import Rectangle
 
     x1, y1, x2, y2 = box
-    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=width))
+    for edge, line in (("white", width + 2), (color, width)):  # readable on any ground
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=line))
 
 
 def _bare(axes: Axes) -> None:

@@ -74,8 +74,8 @@ ORACLE_MARGIN = 1.25
 class Vicrop(Method):
     """Appends the part of the first picture that the model's own attention points at.
 
-    locate: `rel_att` and `raw_att` as above; `oracle` crops around the target's box, which a run gives
-    only with oracle=true: an upper bound, never ranked. layer: 0-based, None is the adapter's default of
+    locate: `rel_att` and `raw_att` as above; `oracle` crops around the target's box, which a run hands on
+    to oracles only: an upper bound, marked and never ranked. layer: 0-based, None is the adapter's default of
     the family. base: the smallest crop's side in pixels; None is the model's input resolution (336 for
     LLaVA-1.5, as the paper). general_question: q'. fidelity: which of the two versions above.
 
@@ -351,7 +351,8 @@ def _around_region(request: Request, base: int) -> _crops.Choice:
         return _crops.Choice(
             failure=Failure(
                 "no_region",
-                "vicrop:locate=oracle needs the target's box: run with oracle=true, on a task that has boxes",
+                "vicrop:locate=oracle crops around the target's box, and this sample has none; "
+                "run it on a task with boxes, such as small_detail",
             )
         )
     x1, y1, x2, y2 = region

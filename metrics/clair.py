@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
-from harness.errors import DataError
+from harness.errors import DataError, SpecError
 from harness.types import Decoding, Metric, Model, Request, Response, Sample
 
 Variant: TypeAlias = Literal["upstream", "clamped", "fovea"]
@@ -233,7 +233,7 @@ class Clair:
     judge: any model; asked at temperature 0, one message, with at most `CALLS` calls per pair until a reply
     can be read. variant: `upstream`, the authors' prompt and reading; `clamped`, their prompt and a stricter
     reading (see `parse`); `fovea`, our prompt and that reading. prompt: a file with the authors' prompt (see
-    `upstream_template`).
+    `upstream_template`). With the judge's description in the judge's place it still reduces stored counts.
 
     Numbers:
 
@@ -255,7 +255,13 @@ class Clair:
     def __post_init__(self) -> None:
         if self.variant == "fovea" and self.prompt is not None:
             raise ValueError("variant=fovea is our own prompt; prompt=FILE is for the authors'")
-        _template(self.variant, self.prompt)  # refuse now what would fail after the run
+        if self._can_ask:
+            _template(self.variant, self.prompt)  # refuse now what would fail after the run
+
+    @property
+    def _can_ask(self) -> bool:
+        """Whether the judge is one, and not what a stored run tells of it: enough to reduce its counts."""
+        return hasattr(self.judge, "generate")
 
     @property
     def higher_is_better(self) -> Mapping[str, bool]:
@@ -266,6 +272,11 @@ class Clair:
 
         A sample without targets is not judged and counts for nothing. Raises what the judge raises.
         """
+        if not self._can_ask:
+            raise SpecError(
+                f"only the description of clair's judge is known, {self.judge}; to ask it again, name it, "
+                f"as in clair:judge=(openai:gpt-4o),variant={self.variant}"
+            )
         counts: list[dict[str, float]] = [dict.fromkeys(_COUNTS, 0) for _ in samples]
         waiting = {
             index: self.prompt_of(response.text, sample.targets)

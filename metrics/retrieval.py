@@ -26,6 +26,7 @@ _AT = (1, 5, 10)
 _SLAB = 1 << 23  # similarities that a thread takes at once
 _BLOCK = 1 << 18  # similarities compared at once: a core's cache holds them and their comparisons
 _THREADS = 2
+_BEATS = (np.greater, np.greater_equal)
 
 
 def ranks(similarity: npt.ArrayLike, owner: npt.ArrayLike, ties: Ties = "pessimistic") -> tuple[Ranks, Ranks]:
@@ -170,7 +171,7 @@ class RankCounter:
         self._best = (
             np.maximum.reduceat(self._own[self._by_image], self._starts[:-1]) if images else self._own
         )
-        # [0]: candidates above the own similarity; [1]: at it or above
+        # by _BEATS: candidates above the own similarity, and those at it or above
         self._images = np.zeros((2, images), np.int64)
         self._texts = np.zeros((2, len(self._owner)), np.int64)
         self._seen = np.zeros(images, bool)
@@ -182,42 +183,42 @@ class RankCounter:
         Raises ValueError for a NaN, a row counted before, or rows of another matrix.
         """
         block = np.asarray(rows)
-        last = first + len(block)
-        if block.ndim != 2 or block.shape[1] != len(self._owner) or not 0 <= first <= last <= len(self._seen):
+        images, captions = len(self._seen), len(self._owner)
+        last = first + (len(block) if block.ndim == 2 else 1)
+        if block.shape != (last - first, captions) or not 0 <= first <= last <= images:
             raise ValueError(
-                f"rows {first} to {last - 1} of shape {block.shape} are no part of a matrix of "
-                f"{len(self._seen)} images x {len(self._owner)} captions"
+                f"a block of shape {block.shape} from row {first} on is no part of a matrix of "
+                f"{images} images x {captions} captions"
             )
         if self._seen[first:last].any():
             raise ValueError(f"rows {first} to {last - 1} were counted before, some of them at least")
-        texts = np.zeros_like(self._texts)
-        step = min(255, max(1, _BLOCK // max(1, block.shape[1])))  # 255: a byte counts them
-        scratch = np.empty((min(step, len(block)), block.shape[1]), bool)
+        texts = np.zeros((2, captions), np.int32)
+        step = min(255, max(1, _BLOCK // max(1, captions)))  # 255: a byte counts them
+        scratch = np.empty((min(step, len(block)), captions), bool)
         for start in range(0, len(block), step):
             part = block[start : start + step]
-            self._count(first + start, part, scratch[: len(part)], texts)
+            self._compare(first + start, part, scratch[: len(part)], texts)
+        # Neither an image's own captions nor a caption's own image are rivals.
+        mine = self._by_image[self._starts[first] : self._starts[last]]
+        images_of_mine = self._owner[mine]
+        own = block[images_of_mine - first, mine]
+        for which, beats in enumerate(_BEATS):
+            np.subtract.at(self._images[which], images_of_mine, beats(own, self._best[images_of_mine]))
+            texts[which, mine] -= beats(own, self._own[mine])
         with self._lock:
             self._texts += texts
             self._seen[first:last] = True
 
-    def _count(
-        self, first: int, rows: npt.NDArray[Any], scratch: Bools, texts: npt.NDArray[np.int64]
+    def _compare(
+        self, first: int, rows: npt.NDArray[Any], scratch: Bools, texts: npt.NDArray[np.int32]
     ) -> None:
-        last = first + len(rows)
         _reject_nan(first, rows)
-        best = self._best[first:last, None]
-        mine = self._by_image[self._starts[first] : self._starts[last]]  # captions of these images
-        at_home = (self._owner[mine] - first, mine)
-        own = rows[at_home]
-        for which, beats in enumerate((np.greater, np.greater_equal)):
-            counts = self._images[which, first:last]
-            beats(rows, best, out=scratch)
-            counts[:] = [np.count_nonzero(row) for row in scratch]
-            # neither an image's own captions nor a caption's own image are rivals
-            np.subtract.at(counts, at_home[0], beats(own, best[at_home[0], 0]))
+        last = first + len(rows)
+        for which, beats in enumerate(_BEATS):
+            beats(rows, self._best[first:last, None], out=scratch)
+            self._images[which, first:last] = [np.count_nonzero(row) for row in scratch]
             beats(rows, self._own, out=scratch)
             texts[which] += np.add.reduce(scratch.view(np.uint8), axis=0, dtype=np.uint8)
-            texts[which, mine] -= beats(own, self._own[mine])
 
     def ranks(self, ties: Ties = "pessimistic") -> tuple[Ranks, Ranks]:
         """(image_ranks, text_ranks) as the function `ranks`. Raises ValueError while rows are missing."""

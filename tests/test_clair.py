@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from adapters.scripted import Scripted
 from harness import stats
 from harness.cache import Answers, Cached
-from harness.errors import DataError
-from harness.resolve import make_metric
+from harness.errors import DataError, SpecError
+from harness.resolve import make_metric, metric_from
 from harness.types import Capability, Pace, Request, Response, Sample
 from metrics import clair
 from metrics.clair import CALLS, SHA256, TEMPLATE, Clair, metric, parse, render, upstream_template
@@ -364,6 +364,24 @@ def test_it_is_made_from_a_spec_with_any_model_as_its_judge() -> None:
     assert made.judge.describe() == {"adapter": "scripted", "model": "85"}
     assert made == metric(made.judge, "fovea")
     assert set(vars(made)) == {"judge", "variant", "prompt"}
+
+
+def test_with_its_judges_description_it_reduces_stored_counts_and_asks_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clair, "upstream_template", lambda _: None)  # nor does it need the authors' prompt
+    made = metric_from(
+        {
+            "name": "clair",
+            "knobs": {"judge": {"adapter": "openai", "model": "m"}, "variant": "upstream", "prompt": None},
+        }
+    )
+    counts = {"score": 0.5, "scored": 1, "unparsed": 0, "out_of_range": 0, "calls": 1}
+    assert (made.variant, made.reduce([counts])["clair"]) == ("upstream", 0.5)
+    with pytest.raises(
+        SpecError, match="only the description of clair's judge is known.*name it, as in clair:"
+    ):
+        made.measure([Response("a dog")], [Sample("1", targets=("a puppy",))])
 
 
 # ---------------------------------------------------------------- asking and counting

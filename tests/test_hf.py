@@ -41,6 +41,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "llava": tiny.llava(root / "llava", side=112),
         "squash": tiny.llava(root / "squash", kv_heads=2, squash=True, context=96),
         "next": tiny.llava_next(root / "next"),
+        "qwen": tiny.qwen2_5_vl(root / "qwen"),
         "bare": tiny.llava(root / "bare", chat=None),
     }
 
@@ -106,7 +107,7 @@ def test_a_capability_that_is_missing_is_refused_before_weights_load(
     assert model.offers == {Capability.LIKELIHOOD}
     with pytest.raises(CapabilityError, match=r"vicrop .* needs attention; next offers likelihood"):
         Vicrop(model)
-    with pytest.raises(ModelError, match="next does not load"):
+    with pytest.raises(ModelError, match=r"next .* does not load"):
         model.generate([_request()])
 
 
@@ -320,7 +321,7 @@ def test_a_layouts_tokens_are_the_processors(folders: dict[str, Path], template:
     assert list(row.tokens) == inputs["input_ids"][0].tolist()
 
 
-@pytest.mark.parametrize("name", ["llava", "next"])
+@pytest.mark.parametrize("name", ["llava", "next", "qwen"])
 def test_batched_equals_single_for_mixed_requests(folders: dict[str, Path], name: str) -> None:
     requests = [
         _request(
@@ -360,8 +361,6 @@ def test_sampling_follows_the_distribution(models: dict[str, hf.Hf]) -> None:
     requests = [_request(decoding=Decoding(max_tokens=1, temperature=1.0, seed=seed)) for seed in range(300)]
     greedy = _texts(models["llava"].generate([_request(decoding=Decoding(max_tokens=1))]))[0]
     share = _texts(models["llava"].generate(requests)).count(greedy) / 300
-    options = dataclasses.replace(_request(decoding=Decoding(max_tokens=0)), options=("",))
-    assert models["llava"].generate([options])[0].failure is None
     waves = models["llava"]._waves
     assert waves is not None
     with torch.no_grad():

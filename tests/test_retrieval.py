@@ -271,10 +271,12 @@ def test_rows_are_counted_once_each_and_all_of_them() -> None:
         counter.ranks()
     with pytest.raises(ValueError, match="rows 0 to 1 were counted before"):
         counter.add(0, np.eye(3)[:2])
-    with pytest.raises(ValueError, match="are no part of a matrix of 3 images x 3 captions"):
+    with pytest.raises(ValueError, match="is no part of a matrix of 3 images x 3 captions"):
         counter.add(2, np.eye(3)[:2])
-    with pytest.raises(ValueError, match="are no part of a matrix of 3 images x 3 captions"):
+    with pytest.raises(ValueError, match="is no part of a matrix of 3 images x 3 captions"):
         counter.add(0, np.ones((1, 4)))
+    with pytest.raises(ValueError, match="is no part of a matrix of 3 images x 3 captions"):
+        counter.add(0, np.ones(3))
     with pytest.raises(ValueError, match="own has shape"):
         RankCounter([0, 1], [1.0], images=2)
 

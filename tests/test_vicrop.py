@@ -380,7 +380,7 @@ def test_the_oracle_without_a_region_says_what_to_do() -> None:
     (response,) = Vicrop(Scripted(lambda _: "x"), locate="oracle").generate([_request()])
     assert response.failure is not None
     assert response.failure.kind == "no_region"
-    assert "oracle=true" in response.failure.message
+    assert "a task with boxes" in response.failure.message
 
 
 def test_a_model_without_attention_is_refused_with_the_remedy() -> None:

@@ -26,9 +26,12 @@ from transformers import (
     LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import logging
 
 from harness.pictures import Memory, Picture
@@ -43,6 +46,15 @@ white cup of coffee on the left side of the table? You are a helpful assistant. 
 """.splitlines()
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+QWEN_SPECIALS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 
 CHAT = (  # LLaVA-1.5's on the hub, word for word in what it renders
     "{% for message in messages %}{% if message['role'] != 'system' %}"
@@ -54,19 +66,18 @@ CHAT = (  # LLaVA-1.5's on the hub, word for word in what it renders
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
+QWEN_CHAT = (  # Qwen2.5-VL's on the hub, for messages whose content is a list
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
-def tokenizer(vocabulary: int = 400) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with LLaVA's special tokens, trained on a few lines."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=list(SPECIALS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(CORPUS, trainer)
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with LLaVA's special tokens."""
+    bpe = _bpe(SPECIALS)
     bpe.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", SPECIALS.index("<s>"))]
     )
@@ -80,6 +91,21 @@ def tokenizer(vocabulary: int = 400) -> PreTrainedTokenizerFast:
         model_max_length=4096,
         extra_special_tokens={"image_token": "<image>"},
     )
+
+
+def _bpe(specials: tuple[str, ...]) -> Tokenizer:
+    """A byte-level BPE of 400 tokens, trained on a few lines."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(specials),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(CORPUS, trainer)
+    return bpe
 
 
 def llava(
@@ -150,6 +176,50 @@ def llava_next(folder: Path, *, side: int = 56, patch: int = 14, seed: int = 0) 
         chat_template=CHAT,
     )
     return _save(LlavaNextForConditionalGeneration(config), processor, folder, seed)
+
+
+def qwen2_5_vl(folder: Path, *, seed: int = 0) -> Path:
+    """A Qwen2.5-VL: its processor prepares videos too, and its positions have three dimensions."""
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=_bpe(QWEN_SPECIALS),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        model_max_length=4096,
+    )
+    token = QWEN_SPECIALS.index
+    config = Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "window_size": 56,
+            "out_hidden_size": 64,
+            "fullatt_block_indexes": [1],
+        },
+        text_config={
+            "vocab_size": len(words),
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 1024,
+            "bos_token_id": 0,
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+    )
+    _save(Qwen2_5_VLForConditionalGeneration(config), words, folder, seed)
+    Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(QWEN_CHAT)
+    return folder
 
 
 def _vision(side: int, patch: int) -> CLIPVisionConfig:
