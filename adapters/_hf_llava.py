@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from adapters._hf_prompts import PromptError
-from adapters._hf_rows import Inputs, Pixels, Row, left_pad, require_pictures, require_room
+from adapters._hf_rows import Inputs, Pixels, Row, left_pad, pad_token, require_pictures, require_room
 from harness import taps
 from harness.errors import PictureError
 from harness.pictures import Picture
@@ -45,12 +45,13 @@ class Framing:
     @classmethod
     def of(cls, image_processor: Any) -> Framing:
         """As a transformers image processor is configured."""
-        size, crop = image_processor.size, getattr(image_processor, "crop_size", None)
-        resize = size.shortest_edge or (size.height, size.width)
+        size, crop = image_processor.size, None
+        if getattr(image_processor, "do_center_crop", False):
+            crop = (image_processor.crop_size.height, image_processor.crop_size.width)
         return cls(
             pad=bool(getattr(image_processor, "do_pad", False)),
-            resize=resize if image_processor.do_resize else None,
-            crop=(crop.height, crop.width) if getattr(image_processor, "do_center_crop", False) else None,
+            resize=(size.shortest_edge or (size.height, size.width)) if image_processor.do_resize else None,
+            crop=crop,
         )
 
     def rectangle(self, size: tuple[int, int]) -> Box:
@@ -101,7 +102,7 @@ class Llava:
         self._image_processor = processor.image_processor
         self._context = context
         self._image_token = int(weights.config.image_token_id)
-        self._pad = _pad_token(self._tokenizer)
+        self._pad = pad_token(self._tokenizer)
         self._framing = Framing.of(processor.image_processor)
         self._grid, self._tokens = self._measure(processor)
         self._features = _Store(FEATURE_BYTES)
@@ -301,10 +302,3 @@ def _fork(cache: Any, owners: Tensor) -> Any:
         copy.is_initialized = True
         forked.layers.append(copy)
     return forked
-
-
-def _pad_token(tokenizer: Any) -> int:
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0

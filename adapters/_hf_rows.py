@@ -154,6 +154,14 @@ def require_room(lengths: Sequence[int], context: int | None) -> None:
         raise Unfit(failures)
 
 
+def pad_token(tokenizer: Any) -> int:
+    """What fills the left of a shorter row; the mask hides it, so any token will do."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
 def left_pad(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Token ids and their mask, both (B, longest), padded on the left.
 

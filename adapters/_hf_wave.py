@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 
 from adapters._hf_decoding import Ending, Sampler, finish
 from adapters._hf_prompts import PromptError, Template, render
-from adapters._hf_rows import Family, Row, Unfit
+from adapters._hf_rows import Family, Row, Unfit, pad_token
 from harness import events
 from harness.errors import CapabilityError, PictureError
 from harness.types import Failure, ImportanceMap, Json, Probe, ReadMap, Request, Response, Usage
@@ -44,6 +44,8 @@ class _Draft:
 
     def response(self, sharers: int) -> Response:
         """For one of `sharers` equal requests: each counts what it asked for, and a share of the time."""
+        if self.failure is not None and not self.passes:
+            return Response(finish_reason="failure", usage=Usage(), failure=self.failure)
         usage = Usage(
             calls=1,
             tokens_in=self.tokens_in,
@@ -106,7 +108,7 @@ class Waves:
         self._weights.generation_config = GenerationConfig(
             do_sample=False,
             eos_token_id=sorted(self._ends) or None,
-            pad_token_id=self._pad(),
+            pad_token_id=pad_token(self._tokenizer),
             disable_compile=True,
         )
 
@@ -188,6 +190,8 @@ class Waves:
             (n for n, (a, b) in enumerate(zip(row.tokens, tokens, strict=False)) if a != b),
             min(len(row.tokens), len(tokens)),
         )
+        if common == len(tokens):
+            raise PromptError(f"the option {option!r} adds no token to the prompt")
         return dataclasses.replace(row, text=text, tokens=tokens, tail=len(tokens) - common, layers=())
 
     # ------------------------------------------------------------ batches
@@ -289,10 +293,6 @@ class Waves:
         return str(
             self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
-
-    def _pad(self) -> int:
-        pad = self._tokenizer.pad_token_id
-        return int(pad if pad is not None else min(self._ends, default=0))
 
 
 # ---------------------------------------------------------------- small parts

@@ -205,7 +205,9 @@ class Hf:
             trust_remote_code=self.trust_remote_code,
         )
         context = getattr(decoder, "max_position_embeddings", None)
-        kind: type[Llava] | type[Generic] = Llava if self.known else Generic
+        # Flash attention has not been run over beginnings that rows share: it takes whole rows.
+        shares = self.known and self.attn != "flash_attention_2"
+        kind: type[Llava] | type[Generic] = Llava if shares else Generic
         family: Family = kind(weights, processor, context)
         layers = int(decoder.num_hidden_layers)
         return Waves(

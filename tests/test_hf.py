@@ -347,6 +347,16 @@ def test_batched_equals_single_for_mixed_requests(folders: dict[str, Path], name
             assert dataclasses.replace(one.usage, seconds=0) == dataclasses.replace(other.usage, seconds=0)
 
 
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_the_attention_kernel_does_not_change_the_text(
+    folders: dict[str, Path], models: dict[str, hf.Hf], attn: Any
+) -> None:
+    requests = [_request(number, images=1 + number % 2) for number in range(6)]
+    assert _texts(_model(folders["llava"], attn=attn).generate(requests)) == _texts(
+        models["llava"].generate(requests)
+    )
+
+
 def test_a_seed_repeats_a_text_and_another_seed_does_not(models: dict[str, hf.Hf]) -> None:
     def sampled(seed: int) -> str:
         decoding = Decoding(max_tokens=12, temperature=1.0, seed=seed)
