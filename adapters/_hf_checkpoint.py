@@ -187,6 +187,12 @@ def load(
     return weights.eval().requires_grad_(False), processor
 
 
+def load_processor(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
+    """The processor alone: what shows a prompt needs no weights. Raises `ModelError`."""
+    with _quiet(), _explained(checkpoint):
+        return _processor(checkpoint, trust_remote_code=trust_remote_code)
+
+
 def _processor(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
     """The checkpoint's processor, its pictures prepared by Pillow.
 

@@ -21,11 +21,12 @@ from adapters._hf_checkpoint import (
     Quantization,
     find,
     load,
+    load_processor,
     pick_device,
     pick_dtype,
     require_quantization,
 )
-from adapters._hf_prompts import Template
+from adapters._hf_prompts import Template, render
 from harness.errors import ModelError
 from harness.types import Capability, Model, Pace, Request, Response
 
@@ -178,6 +179,11 @@ class Hf:
             if self._waves is None:
                 self._waves = self._load()
             return self._waves.answer(requests)
+
+    def render(self, request: Request) -> str:
+        """The prompt's text exactly as it is tokenized, one placeholder per picture; no weights load."""
+        processor = load_processor(self.checkpoint, trust_remote_code=self.trust_remote_code)
+        return render(request, self.template, processor)
 
     def _image_size(self) -> int | None:
         vision = getattr(self.checkpoint.config, "vision_config", None)

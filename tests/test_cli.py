@@ -58,6 +58,13 @@ def test_a_dry_run_shows_three_prompts_as_sent_and_writes_nothing(questions: Pat
     assert not (questions.parent / "results").exists()
 
 
+def test_a_dry_run_renders_the_checkpoints_own_template(tmp_path: Path) -> None:
+    demo = Path(__file__).parent.parent / "assets" / "demo"
+    done = fovea("run", "small_detail:size=3", f"hf:{demo}", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "as sent  '<image>user : What digit is on the" in done.stdout
+
+
 def test_scoring_again_changes_nothing_and_adds_what_is_asked(questions: Path) -> None:
     here = questions.parent
     path = here / fovea("run", f"vqa_file:{questions}", "scripted:yes", cwd=here).stdout.splitlines()[-1]
