@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.errors import PictureError, SpecError
-from harness.pictures import Picture
 from harness.types import Box, Failure, ImportanceMap, Json, Model, Request, Response, Usage
 
 PAPER_SIDE = 336
@@ -131,8 +130,3 @@ def require_side(name: str, value: int | None) -> None:
     """Raise `SpecError` for a side that is no number of pixels."""
     if value is not None and value < 1:
         raise SpecError(f"{name}={value}; it is a number of pixels, 1 or more")
-
-
-def first_picture(request: Request) -> Picture:
-    """The original: what is looked at and cropped."""
-    return request.images[0]

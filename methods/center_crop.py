@@ -1,7 +1,6 @@
 """Control: the centre of the picture beside the picture. What a crop gains without looking anywhere.
 
-Same two-picture prompt as ViCrop's, so that their difference is where the crop lies. Source: ours (the
-control of specs/demo_model.md).
+Same two-picture prompt as ViCrop's, so that their difference is where the crop lies. Source: ours.
 """
 
 from __future__ import annotations

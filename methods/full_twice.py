@@ -1,7 +1,6 @@
 """Control: the whole picture twice. What a second picture in the prompt does by itself.
 
-Same two-picture prompt as ViCrop's, without a closer look. Source: ours (the control of
-specs/demo_model.md).
+Same two-picture prompt as ViCrop's, without a closer look. Source: ours.
 """
 
 from __future__ import annotations

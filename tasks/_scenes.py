@@ -339,9 +339,7 @@ def digit_question(thing: Thing) -> Question:
     return Question(f"What digit is on the {thing.name}?", str(thing.digit))
 
 
-def existence_question(
-    rng: np.random.Generator, scene: Scene, in_image: bool = True
-) -> Question | None:
+def existence_question(rng: np.random.Generator, scene: Scene, in_image: bool = True) -> Question | None:
     """Yes and no equally often, for a shape ("a star") as for a name ("a red star").
 
     The negatives of names differ from an object of the scene in its colour or in its shape, not in

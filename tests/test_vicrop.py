@@ -370,7 +370,7 @@ def test_the_oracle_crops_around_the_region_and_is_marked() -> None:
             _request(hints=Hints(region=(0, 0, 200, 100))),
         ]
     )
-    assert small.text == "((550, 550, 650, 650),)"
+    assert small.text == "((530, 530, 670, 670),)"
     assert large.text == "((0, 0, 250, 250),)"
     assert method.oracle
     assert not Vicrop(Watched()).oracle

@@ -1,4 +1,4 @@
-"""Train the bundled demo model from nothing, on two CPU cores in well under 40 minutes.
+"""Train the bundled demo model from nothing, on one CPU core in about 45 minutes.
 
     python -m assets.demo.train --seed 0 --out assets/demo --work /tmp/fovea-demo
 
@@ -888,7 +888,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="where the checkpoint goes")
     parser.add_argument("--work", type=Path, required=True, help="where the stages are kept")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="two are hardly faster than one")
     parser.add_argument("--restart", action="store_true", help="forget this seed's stages")
     arguments = parser.parse_args()
 
