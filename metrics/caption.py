@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -200,10 +200,8 @@ def _meteor_process() -> Iterator[Any]:
         meteor.meteor_p.wait()
         for pipe in (meteor.meteor_p.stdout, meteor.meteor_p.stderr):
             pipe.close()
-        try:
+        with suppress(BrokenPipeError):
             meteor.meteor_p.stdin.close()
-        except BrokenPipeError:
-            pass
 
 
 def _spice(references: Texts, candidates: Texts) -> float:

@@ -9,6 +9,10 @@ Rohrbach et al., "Object Hallucination in Image Captioning", EMNLP 2018 (LisaAnn
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import sys
+import threading
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +24,7 @@ from metrics._chair_words import FrontEnd, Vocabulary, VocabularyName, base_form
 __all__ = ["Chair", "FrontEnd", "VocabularyName", "base_forms", "counts", "mentions", "metric", "node_word"]
 
 _vocabulary = vocabulary  # the functions below have a parameter of that name
+_MANY = 2000  # captions; fewer are done before other processes have started
 
 
 def mentions(caption: str, front_end: FrontEnd = "wordnet", vocabulary: VocabularyName = "coco") -> list[str]:
@@ -124,14 +129,17 @@ class Chair:
         return {"CHAIRs": False, "CHAIRi": False, "Recall": True}
 
     def measure(self, responses: Sequence[Response], samples: Sequence[Sample]) -> list[dict[str, int]]:
-        """Per caption what `counts` counts, and whether it hallucinates."""
-        return [
-            self._measure(response.text, sample.targets)
-            for response, sample in zip(responses, samples, strict=True)
-        ]
+        """Per caption what `counts` counts, and whether it hallucinates. Many go to all cores."""
+        base_forms(self.front_end)  # loaded once, before any process is made of this one
+        pairs = [(r.text, s.targets) for r, s in zip(responses, samples, strict=True)]
+        cores = os.cpu_count() or 1
+        if len(pairs) < _MANY or cores == 1 or sys.platform != "linux" or threading.active_count() > 1:
+            return [self._measure(pair) for pair in pairs]
+        with multiprocessing.get_context("fork").Pool(cores) as pool:
+            return pool.map(self._measure, pairs, chunksize=_MANY // 8)
 
-    def _measure(self, caption: str, truth: Sequence[str]) -> dict[str, int]:
-        counted = counts(caption, truth, self.front_end, self.vocabulary)
+    def _measure(self, pair: tuple[str, Sequence[str]]) -> dict[str, int]:
+        counted = counts(*pair, self.front_end, self.vocabulary)
         return {"captions": 1, "hallucinating": int(counted["hallucinated"] > 0), **counted}
 
     def reduce(self, counts: Sequence[Any]) -> dict[str, float | None]:

@@ -265,3 +265,13 @@ def test_scores_depend_neither_on_order_nor_on_summing_first(rows: Any, rng: Any
     whole = chair.reduce(counted)
     rng.shuffle(counted)
     assert chair.reduce(counted) == whole == chair.reduce([dict(total)])
+
+
+def test_many_captions_on_all_cores_are_counted_as_one_by_one() -> None:
+    chair = metric("rules")
+    captions = [f"{k} dogs, a cat on a sofa and {'a bow tie' if k % 3 else 'two men'}." for k in range(2500)]
+    responses = [Response(caption) for caption in captions]
+    samples = [Sample(str(k), targets=("dog", "couch")) for k in range(2500)]
+    together = chair.measure(responses, samples)
+    alone = [chair.measure([r], [s])[0] for r, s in zip(responses, samples, strict=True)]
+    assert together == alone
