@@ -53,15 +53,17 @@ class Evaluate:
     def __post_init__(self) -> None:
         if not self._is_local and not self.trust_remote_code:
             raise SpecError(
-                f"evaluate:{self.module}: there is no such file or folder here (seen from {Path.cwd()}). If it is "
-                "a module on the hub, say trust_remote_code=true: its code is downloaded and run"
+                f"evaluate:{self.module}: there is no such file or folder here (seen from {Path.cwd()}). "
+                "If it is a module on the hub, say trust_remote_code=true: its code is downloaded and run"
             )
         try:
             given = json.loads(self.arguments)
         except ValueError as error:
             raise SpecError(f"evaluate:{self.module}: arguments is not JSON: {error}") from None
         if not isinstance(given, dict):
-            raise SpecError(f'evaluate:{self.module}: arguments must be an object, as in ({{"normalize": true}})')
+            raise SpecError(
+                f'evaluate:{self.module}: arguments is no object, such as ({{"normalize": true}})'
+            )
 
     @property
     def _is_local(self) -> bool:

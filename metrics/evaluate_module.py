@@ -18,17 +18,14 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 import evaluate
 
 from harness.errors import SpecError
-from harness.types import Metric
-from harness.types import Response
-from harness.types import Sample
+from harness.types import Metric, Response, Sample
 
 
 class FoveaMetric(evaluate.Metric):  # type: ignore[misc]

@@ -1,0 +1,154 @@
+"""Pools of images and captions for retrieval, from Karpathy's JSON or the text files of SCAN and LAPS.
+
+Knows the two formats and which caption is whose. Must not know: which benchmark it is, how similarity is
+computed. Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments", CVPR 2015 (the splits); Lee et al., "SCAN",
+ECCV 2018 (the text files).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from harness.errors import DataError
+from harness.pictures import Picture, picture_in
+from harness.types import digest
+from tasks._coco import document
+from tasks._source import Row, Size, check_ids, check_size, fingerprint, read
+
+Split: TypeAlias = Literal["test", "val"]
+Format: TypeAlias = Literal["auto", "karpathy", "text"]
+
+CAPTIONS = 5
+"""Captions per image that count; some images of COCO have six or seven."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What is to be matched: images, texts, and the image that each text describes.
+
+    owner: per text, the index of its image. ids: per image, as the dataset calls it. folds: into how many
+    equal pools, in this order, the images are cut for scores (`metrics.retrieval.summary`). fingerprint:
+    sha256 of the annotations.
+    """
+
+    images: tuple[Picture, ...]
+    texts: tuple[str, ...]
+    owner: tuple[int, ...]
+    ids: tuple[str, ...]
+    folds: int = 1
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class _Image:
+    id: str
+    file: str
+    texts: Sequence[str]
+    where: str
+
+
+def karpathy(path: Path, split: Split, folder: Path, key: str) -> Pool:
+    """The images of a split of `dataset_coco.json` or `dataset_flickr30k.json`, in the file's order.
+
+    key: what an image is called by (`cocoid`, `imgid`). An image's first five captions count, as written
+    (`raw`). Its file is `filename` in `folder`, in `filepath` below it where the file says so and the
+    folder has it.
+    """
+    found = []
+    for number, entry in enumerate(document(path, "images"), 1):
+        if entry.get("split") == split:
+            row = Row(entry, f"{path}, image {number}")
+            file = row.text("filename")
+            if entry.get("filepath") and (folder / row.text("filepath")).is_dir():
+                file = f"{row.text('filepath')}/{file}"
+            found.append(_Image(row.text(key), file, sentences(row)[:CAPTIONS], row.where))
+    return _pool(found, folder, fingerprint([path]))
+
+
+def sentences(row: Row) -> list[str]:
+    """All captions of an image of Karpathy's JSON, as written."""
+    listed = row.get("sentences")
+    if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
+        raise DataError(f"{row.where} has no list of sentences")
+    return [Row(entry, f"{row.where}, sentence {number}").text("raw") for number, entry in enumerate(listed, 1)]
+
+
+def text_files(root: Path, split: str, folder: Path, names: Mapping[str, str] | str) -> Pool:
+    """The images of `{split}_caps.txt` (a caption per line) and `{split}_ids.txt` (its image's id per line).
+
+    An image's captions stand together. names: the file name of each id, or a template for one, with `{}`
+    for the id.
+    """
+    captions, ids = (root / f"{split}_{kind}.txt" for kind in ("caps", "ids"))
+    texts, owners = _lines(captions), _lines(ids)
+    if len(texts) != len(owners):
+        raise DataError(
+            f"{captions} has {len(texts):,} lines and {ids} {len(owners):,}; each caption needs its image's id"
+        )
+    groups: list[tuple[str, int, list[str]]] = []
+    for number, (text, owner) in enumerate(zip(texts, owners, strict=True), 1):
+        if not groups or groups[-1][0] != owner:
+            groups.append((owner, number, []))
+        groups[-1][2].append(text)
+    found = []
+    for owner, number, mine in groups:
+        where = f"{ids}, line {number}"
+        file = names.format(int(owner)) if isinstance(names, str) and owner.isdigit() else None
+        file = names.get(owner) if not isinstance(names, str) else file
+        if file is None:
+            raise DataError(f"{where}: no file name is known for the id {owner!r}")
+        found.append(_Image(owner, file, mine[:CAPTIONS], where))
+    return _pool(found, folder, fingerprint([captions, ids]))
+
+
+def file_names(path: Path) -> dict[str, str]:
+    """LAPS's `id_mapping.json`: id to file name."""
+    found = document(path)
+    wrong = next((key for key, value in found.items() if not isinstance(value, str)), None)
+    if wrong is not None:
+        raise DataError(f"{path}: the file name of {wrong!r} is {found[wrong]!r}; it must be a text")
+    return dict(found)
+
+
+def check_pool(what: str, pool: Pool, images: Sequence[int], first: Sequence[str], size: Size) -> Pool:
+    """`pool`, if it has one of the numbers of `images`, five captions for each, and begins every fold with
+    the id of `first`; else a DataError. With `size=any` nothing is checked but that the folds are equal."""
+    check_size(what, len(pool.images), images, size)
+    if len(pool.images) % pool.folds:
+        raise DataError(f"{what}: {len(pool.images):,} images cannot be cut into {pool.folds} equal folds")
+    if size == "any":
+        return pool
+    check_size(f"{what}, captions of all images,", len(pool.texts), [CAPTIONS * len(pool.images)], size)
+    begins = pool.ids[:: len(pool.ids) // len(first)] if first else ()
+    for fold, (found, expected) in enumerate(zip(begins, first, strict=False), 1):
+        if found != expected:
+            raise DataError(
+                f"{what} is in another order: fold {fold} begins with the image {found}, it should with "
+                f"{expected}. Scores of folds depend on the order. Say size=any if it is meant to differ"
+            )
+    return pool
+
+
+def _pool(found: Sequence[_Image], folder: Path, sha256: str) -> Pool:
+    check_ids((image.id, image.where) for image in found)
+    return Pool(
+        images=tuple(picture_in(folder, image.file) for image in found),
+        texts=tuple(text for image in found for text in image.texts),
+        owner=tuple(index for index, image in enumerate(found) for _ in image.texts),
+        ids=tuple(image.id for image in found),
+        fingerprint=digest([sha256, CAPTIONS]),
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = read(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+    lines = [line.strip() for line in text.rstrip("\n").split("\n")]
+    if "" in lines:
+        raise DataError(f"{path}, line {lines.index('') + 1} is empty")
+    return lines

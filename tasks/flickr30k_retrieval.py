@@ -1,0 +1,52 @@
+"""Image-text retrieval on Flickr30K: 1,000 images of the Karpathy test split, five captions each.
+
+Knows where its files are. Must not know: models, similarities. Splits:
+https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip; images by a form of the
+University of Illinois (non-commercial research).
+
+Young et al., "From Image Descriptions to Visual Denotations", TACL 2014; Karpathy & Fei-Fei, CVPR 2015.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.errors import DataError
+from tasks._retrieval import Format, Pool, Split, check_pool, file_names, karpathy, text_files
+from tasks._source import Size, check_folder
+
+_FILES = "dataset_flickr30k.json, or test_caps.txt, test_ids.txt and id_mapping.json"
+_SIZES = {"test": (1000,), "val": (1014,)}
+_FIRST = {"test": ("25",), "val": ("67",)}
+"""`imgid` of the first image, in Karpathy's order."""
+
+
+def pool(
+    root: Path,
+    *,
+    split: Split = "test",
+    format: Format = "auto",
+    images: Path | None = None,
+    size: Size = "official",
+) -> Pool:
+    """The images and captions to be matched: 1,000 images, 5,000 captions, one pool.
+
+    root: holds dataset_flickr30k.json (Karpathy's; captions as written), or the text files of SCAN and
+    LAPS (tokenised captions: other texts, other scores) with id_mapping.json. format: which of them;
+    `auto` takes the first. split: `val` are 1,014 images. images: by default root/flickr30k-images,
+    root/images or root itself, the first that exists. size=any: files of other lengths and in another
+    order.
+    """
+    root = check_folder(Path(root), _FILES)
+    usual = (root / "flickr30k-images", root / "images", root)
+    folder = next(place for place in usual if place.is_dir())
+    if images is not None:
+        folder = check_folder(Path(images), "Flickr30K's images")
+    json_file, name = root / "dataset_flickr30k.json", {"test": "test", "val": "dev"}[split]
+    if format == "karpathy" or (format == "auto" and json_file.exists()):
+        found = karpathy(json_file, split, folder, "imgid")
+    elif format == "text" or (root / f"{name}_caps.txt").exists():
+        found = text_files(root, name, folder, file_names(root / "id_mapping.json"))
+    else:
+        raise DataError(f"{root} holds none of {_FILES}")
+    return check_pool(f"flickr30k_retrieval {split}", found, _SIZES[split], _FIRST[split], size)
