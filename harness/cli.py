@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `fovea --help` answ
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -107,12 +108,18 @@ def score(
     metric: Annotated[
         list[str] | None, typer.Option("--metric", help="chair:front_end=rules, ...; default: the run's own.")
     ] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="Write the evaluation server's file for a split without answers.")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Score finished runs again, without the model. Other metrics are added to the run."""
     from harness import engine, resolve, store
 
     with _errors(verbose):
+        if submission is not None:
+            _submit(_run_directories(runs), submission)
+            return
         for path in _run_directories(runs):
             stored = store.read_run(path)["metrics"]
             metrics = [resolve.make_metric(spec) for spec in metric or ()]
@@ -236,6 +243,23 @@ def _answers(out: Path) -> Answers:
     from harness.cache import Answers
 
     return Answers(out / "cache.sqlite")
+
+
+def _submit(runs: list[Path], file: Path) -> None:
+    """The server's file of one complete run; what failed has no answer and is named."""
+    from harness import resolve, store
+    from harness.errors import SpecError
+
+    if len(runs) != 1:
+        raise SpecError(f"--submission takes one run; {len(runs)} were given")
+    task = store.read_run(runs[0])["identity"]["task"]["name"]
+    records = list(store.read_records(runs[0]))
+    pairs = [(record.sample(), record.answer) for record in records if record.failure is None]
+    content = resolve.submission_of(task)(pairs)
+    file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    typer.echo(f"{file}: {len(pairs)} answers of {task}")
+    if len(pairs) < len(records):
+        _warn(f"{len(records) - len(pairs)} samples failed and have no answer; run again to retry them")
 
 
 def _run_directories(paths: list[Path]) -> list[Path]:

@@ -31,7 +31,7 @@ from typing import Any, Literal
 from harness.cache import Answers
 from harness.engine import Wrap, compose
 from harness.errors import SpecError
-from harness.types import Metric, Model, Task
+from harness.types import Json, Metric, Model, Sample, Task
 
 Kind = Literal["task", "model", "method", "metric"]
 ROOMS: dict[Kind, str] = {
@@ -77,6 +77,16 @@ def metric_from(stored: Mapping[str, Any]) -> Metric:
     known = inspect.signature(factory).parameters
     knobs = {name: value for name, value in stored["knobs"].items() if name in known}
     return typing.cast(Metric, factory(**knobs))
+
+
+def submission_of(task: str) -> Callable[[Sequence[tuple[Sample, str]]], Json]:
+    """What writes the evaluation server's file for runs of a task. SpecError where there is no server."""
+    where = names("task").get(task)
+    module = importlib.import_module(f"tasks.{task}") if isinstance(where, Path) else None
+    writer = getattr(module, "submission", None)
+    if writer is None:
+        raise SpecError(f"{task} has no evaluation server; --submission is for docvqa, textvqa and vqav2")
+    return typing.cast(Callable[[Sequence[tuple[Sample, str]]], Json], writer)
 
 
 def verb(name: str) -> Callable[..., Any]:

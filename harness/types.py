@@ -339,8 +339,10 @@ class Task:
     fingerprint: sha256 of the annotation bytes or the hub revision. request: the prompt of a sample.
     postprocess: the protocol's mending of a raw text before it is measured. primary: the name of the
     number that ranks, one of the first metric's. breakdowns: keys of the samples' meta (texts, or lists of
-    them) by which scores are also shown, beside the category. submission: for splits without answers,
-    the evaluation server's file of (sample, post-processed text) pairs, as JSON.
+    them) by which scores are also shown, beside the category.
+
+    The file of a task whose test split has no answers also exports `submission(pairs)`: the evaluation
+    server's file, as JSON, from (sample, post-processed text) pairs.
     """
 
     name: str
@@ -353,7 +355,6 @@ class Task:
     primary: str
     postprocess: Callable[[str], str] = str.strip
     breakdowns: tuple[str, ...] = ()
-    submission: Callable[[Sequence[tuple[Sample, str]]], Json] | None = None
 
 
 # ---------------------------------------------------------------- canonical JSON

@@ -63,7 +63,9 @@ def comparisons(paths: Sequence[Path], metric_from: MetricFrom) -> list[Comparis
 
     metric_from: makes a metric of a header's entry again, for paired differences.
     """
-    runs = [_Loaded(path, content) for path in paths if "summary" in (content := store.read_run(path))]
+    stored = [(path, store.read_run(path)) for path in paths]
+    # A split without answers has no metrics, and a run that has not ended no summary.
+    runs = [_Loaded(path, content) for path, content in stored if content["metrics"] and "summary" in content]
     groups: dict[tuple[str, ...], list[_Loaded]] = {}
     for run in runs:
         groups.setdefault(run.comparable, []).append(run)
