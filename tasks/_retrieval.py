@@ -15,8 +15,7 @@ from typing import Literal, TypeAlias
 from harness.errors import DataError
 from harness.pictures import Picture, picture_in
 from harness.types import digest
-from tasks._coco import document
-from tasks._source import Row, Size, check_ids, check_size, fingerprint, read
+from tasks._source import Row, Size, check_ids, check_size, document, entries, fingerprint, read
 
 Split: TypeAlias = Literal["test", "val"]
 Format: TypeAlias = Literal["auto", "karpathy", "text"]
@@ -54,18 +53,20 @@ def karpathy(path: Path, split: Split, folder: Path, key: str) -> Pool:
     """The images of a split of `dataset_coco.json` or `dataset_flickr30k.json`, in the file's order.
 
     key: what an image is called by (`cocoid`, `imgid`). An image's first five captions count, as written
-    (`raw`). Its file is `filename` in `folder`, in `filepath` below it where the file says so and the
-    folder has it.
+    (`raw`). Its file is `filename` in `folder`, or in `filepath` below it where there is such a folder.
     """
     found = []
-    for number, entry in enumerate(document(path, "images"), 1):
-        if entry.get("split") == split:
-            row = Row(entry, f"{path}, image {number}")
-            file = row.text("filename")
-            if entry.get("filepath") and (folder / row.text("filepath")).is_dir():
-                file = f"{row.text('filepath')}/{file}"
-            found.append(_Image(row.text(key), file, sentences(row)[:CAPTIONS], row.where))
+    for row in karpathy_rows(path, split):
+        file = (
+            f"{row.text('filepath')}/{row.text('filename')}" if row.get("filepath") else row.text("filename")
+        )
+        found.append(_Image(row.text(key), file, sentences(row)[:CAPTIONS], row.where))
     return _pool(found, folder, fingerprint([path]))
+
+
+def karpathy_rows(path: Path, split: Split) -> list[Row]:
+    """The images of a split of Karpathy's JSON, in the file's order."""
+    return [row for row in entries(path, "images") if row.get("split") == split]
 
 
 def sentences(row: Row) -> list[str]:
@@ -73,7 +74,9 @@ def sentences(row: Row) -> list[str]:
     listed = row.get("sentences")
     if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
         raise DataError(f"{row.where} has no list of sentences")
-    return [Row(entry, f"{row.where}, sentence {number}").text("raw") for number, entry in enumerate(listed, 1)]
+    return [
+        Row(entry, f"{row.where}, sentence {number}").text("raw") for number, entry in enumerate(listed, 1)
+    ]
 
 
 def text_files(root: Path, split: str, folder: Path, names: Mapping[str, str] | str) -> Pool:
@@ -86,7 +89,7 @@ def text_files(root: Path, split: str, folder: Path, names: Mapping[str, str] | 
     texts, owners = _lines(captions), _lines(ids)
     if len(texts) != len(owners):
         raise DataError(
-            f"{captions} has {len(texts):,} lines and {ids} {len(owners):,}; each caption needs its image's id"
+            f"{captions} has {len(texts):,} lines, {ids} {len(owners):,}; each caption needs its image's id"
         )
     groups: list[tuple[str, int, list[str]]] = []
     for number, (text, owner) in enumerate(zip(texts, owners, strict=True), 1):
@@ -107,10 +110,9 @@ def text_files(root: Path, split: str, folder: Path, names: Mapping[str, str] | 
 def file_names(path: Path) -> dict[str, str]:
     """LAPS's `id_mapping.json`: id to file name."""
     found = document(path)
-    wrong = next((key for key, value in found.items() if not isinstance(value, str)), None)
-    if wrong is not None:
-        raise DataError(f"{path}: the file name of {wrong!r} is {found[wrong]!r}; it must be a text")
-    return dict(found)
+    if not all(isinstance(value, str) for value in found.values()):
+        raise DataError(f"{path} must be one object of id: file name")
+    return found
 
 
 def check_pool(what: str, pool: Pool, images: Sequence[int], first: Sequence[str], size: Size) -> Pool:
@@ -135,12 +137,19 @@ def check_pool(what: str, pool: Pool, images: Sequence[int], first: Sequence[str
 def _pool(found: Sequence[_Image], folder: Path, sha256: str) -> Pool:
     check_ids((image.id, image.where) for image in found)
     return Pool(
-        images=tuple(picture_in(folder, image.file) for image in found),
+        images=tuple(_picture(folder, image.file) for image in found),
         texts=tuple(text for image in found for text in image.texts),
         owner=tuple(index for index, image in enumerate(found) for _ in image.texts),
         ids=tuple(image.id for image in found),
         fingerprint=digest([sha256, CAPTIONS]),
     )
+
+
+def _picture(folder: Path, file: str) -> Picture:
+    """`file` in `folder`; the folder that it names is left out where it is `folder` itself, as it were."""
+    part, _, name = file.rpartition("/")
+    inside = not part or ".." in part or (folder / part).is_dir()
+    return picture_in(folder, file if inside else name)
 
 
 def _lines(path: Path) -> list[str]:

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from harness.errors import DataError
+from harness.pictures import Picture, picture_in
+from harness.types import Hints, Json, Sample
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -59,6 +63,10 @@ class Row:
             raise DataError(f"{self.where} has no {' or '.join(keys)}")
         items = value if isinstance(value, list) else [value]
         return tuple(self._as_text(item, keys[0]) for item in items)
+
+    def some(self, *keys: str) -> dict[str, Json]:
+        """Those of `keys` that are there and not null, as they stand, for a sample's meta."""
+        return {key: self.values[key] for key in keys if self.values.get(key) is not None}
 
     def _as_text(self, value: Any, key: str) -> str:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -155,3 +163,143 @@ def check_size(what: str, found: int, expected: Sequence[int], size: Size) -> No
         raise DataError(
             f"{what} has {found:,} samples; {numbers} are expected. Say size=any if it is meant to differ"
         )
+
+
+# ---------------------------------------------------------------- where a dataset comes from
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that can be had openly. name: where it goes, from the root. size: in bytes, None if unknown.
+
+    unpack: the folder (from the root) that an archive is unpacked into; None for a plain file.
+    """
+
+    name: str
+    url: str
+    size: int | None = None
+    sha256: str | None = None
+    unpack: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task's files come from, under which licence, and where they go.
+
+    layout: what `root` must hold, in words. hub: Hugging Face ids with the same rows, the first that
+    answers is taken. form: what has to be asked for by hand, and where; empty if nothing has.
+    """
+
+    title: str
+    licence: str
+    layout: str
+    hub: tuple[str, ...] = ()
+    files: tuple[Download, ...] = ()
+    form: str = ""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A dataset's rows with their pictures, and the fingerprint of the annotations."""
+
+    rows: Sequence[Row]
+    pictures: Sequence[Picture]
+    fingerprint: str
+
+
+def document(path: Path) -> dict[str, Any]:
+    """A JSON file that is one object, as most official annotations are. Raises DataError otherwise."""
+    try:
+        content = _json(read(path).decode("utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is not an object in braces")
+    return content
+
+
+def entries(path: Path, key: str) -> list[Row]:
+    """The objects under `key` of a JSON file that is one object."""
+    found = document(path).get(key)
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise DataError(f"{path} holds no list of objects under {key!r}")
+    return [Row(entry, f"{path}, {key} {number}") for number, entry in enumerate(found, 1)]
+
+
+def first_of(root: Path, *names: str) -> Path:
+    """The first of `names` that exists below `root`. Raises DataError that lists them."""
+    for name in names:
+        if (root / name).exists():
+            return root / name
+    raise DataError(f"{root} holds none of {', '.join(names)}")
+
+
+def vicrop(root: Path | None) -> Loaded:
+    """ViCrop's unified file: a JSON list of id, question, labels, image_path and perhaps short_question.
+
+    root: the file, or a folder that holds one data.json. Pictures are below the file's folder, or below
+    its images/. (mllms_know: `run.py`.) Raises DataError without a root.
+    """
+    if root is None:
+        raise DataError("format=vicrop needs root=FILE, ViCrop's unified JSON")
+    path = root / "data.json" if root.is_dir() else root
+    found = rows(path)
+    folder = path.parent / "images" if (path.parent / "images").is_dir() else path.parent
+    pictures = [picture_in(folder, row.text("image_path")) for row in found]
+    return Loaded(found, pictures, fingerprint([path]))
+
+
+def vicrop_sample(row: Row, picture: Picture) -> Sample:
+    """The sample of a row of ViCrop's unified file."""
+    return Sample(
+        id=row.text("id"),
+        images=(picture,),
+        question=row.text("question"),
+        targets=row.texts("labels"),
+        meta=row.some("short_question"),
+    )
+
+
+def subset_indices(subset: str | None, population: int) -> Sequence[int]:
+    """Which samples a `subset=` asks for, as indices into the file's order, in the order drawn.
+
+    None: all. `random:500@seed=42`: `random.Random(42).sample` over all of them. `sparc500` is that very
+    draw, which SPARC's evaluations use (`dataset_loader.py`). Raises DataError for anything else, or for
+    more than there are.
+
+    >>> subset_indices("random:3@seed=42", 14847)
+    [10476, 1824, 409]
+    """
+    if subset is None:
+        return range(population)
+    asked = _SUBSET.fullmatch("random:500@seed=42" if subset == "sparc500" else subset)
+    if asked is None:
+        raise DataError(f"subset={subset!r} is unknown; say sparc500, or random:500@seed=42")
+    size, seed = int(asked[1]), int(asked[2])
+    if not 1 <= size <= population:
+        raise DataError(f"subset={subset!r} asks for {size:,} of {population:,} samples")
+    return random.Random(seed).sample(range(population), size)
+
+
+_SUBSET = re.compile(r"random:(\d+)@seed=(\d+)")
+
+
+def samples_of(
+    loaded: Loaded, make: Callable[[Row, Picture], Sample], what: str, expected: Sequence[int], size: Size
+) -> list[Sample]:
+    """A sample for each row, in the file's order; raises DataError for a wrong number or an id used twice."""
+    samples = [make(row, picture) for row, picture in zip(loaded.rows, loaded.pictures, strict=True)]
+    check_size(what, len(samples), expected, size)
+    check_ids((sample.id, row.where) for sample, row in zip(samples, loaded.rows, strict=True))
+    return samples
+
+
+def select(samples: Sequence[Sample], subset: str | None) -> list[Sample]:
+    """The samples of a subset, in the order drawn."""
+    return [samples[index] for index in subset_indices(subset, len(samples))]
+
+
+def short_question(sample: Sample) -> Hints:
+    """What a task tells methods: the short question where the data has one."""
+    short = sample.meta.get("short_question")
+    return Hints(short_question=None if short is None else str(short))

@@ -1,7 +1,6 @@
 """Image-text retrieval on MS-COCO: 5,000 images of the Karpathy test split, whole or in five folds.
 
-Knows where its files are and which pools protocols score. Must not know: models, similarities. Splits:
-https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip; images COCO 2014.
+Knows where its files are and which pools protocols score. Must not know: models, similarities.
 
 Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image Descriptions", CVPR 2015.
 """
@@ -13,13 +12,19 @@ from pathlib import Path
 from typing import Literal
 
 from harness.errors import DataError
-from tasks._coco import image_folder
+from tasks import _coco
 from tasks._retrieval import Format, Pool, Split, check_pool, file_names, karpathy, text_files
-from tasks._source import Size, check_folder
+from tasks._source import Size, Source, check_folder
 
 Protocol = Literal["5k", "1k"]
 
-_FILES = "dataset_coco.json, or testall_caps.txt and testall_ids.txt"
+SOURCE = Source(
+    title="MS-COCO retrieval, Karpathy's splits",
+    licence=_coco.LICENCE,
+    layout="dataset_coco.json, or testall_caps.txt and testall_ids.txt (SCAN, LAPS); val2014/",
+    files=(_coco.KARPATHY, _coco.VAL2014),
+)
+
 _SIZES = {"test": (5000,), "val": (5000, 1000)}
 _FIRST = ("391895", "53267", "354165", "566717", "82935")
 """The first image of each thousand of the test split, in Karpathy's order."""
@@ -44,8 +49,8 @@ def pool(
     root/val2014, root/images/val2014, root/images or root itself. size=any: files of other lengths and in
     another order.
     """
-    root = check_folder(Path(root), _FILES)
-    folder = image_folder(root) if images is None else check_folder(Path(images), "COCO 2014's images")
+    root = check_folder(Path(root), SOURCE.layout)
+    folder = _coco.image_folder(root) if images is None else check_folder(Path(images), "COCO 2014's images")
     json_file, name = root / "dataset_coco.json", {"test": "testall", "val": "dev"}[split]
     if format == "karpathy" or (format == "auto" and json_file.exists()):
         found = karpathy(json_file, split, folder, "cocoid")
@@ -54,7 +59,7 @@ def pool(
         names = file_names(mapping) if mapping.exists() else "COCO_val2014_{:012}.jpg"
         found = text_files(root, name, folder, names)
     else:
-        raise DataError(f"{root} holds none of {_FILES}")
+        raise DataError(f"{root} lacks its captions; it should hold {SOURCE.layout}")
     found = replace(found, folds=5 if protocol == "1k" else 1)
     first = _FIRST if split == "test" else ()
     return check_pool(f"coco_retrieval {split}", found, _SIZES[split], first, size)

@@ -1,8 +1,6 @@
 """Image-text retrieval on Flickr30K: 1,000 images of the Karpathy test split, five captions each.
 
-Knows where its files are. Must not know: models, similarities. Splits:
-https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip; images by a form of the
-University of Illinois (non-commercial research).
+Knows where its files are. Must not know: models, similarities.
 
 Young et al., "From Image Descriptions to Visual Denotations", TACL 2014; Karpathy & Fei-Fei, CVPR 2015.
 """
@@ -12,10 +10,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.errors import DataError
+from tasks import _coco
 from tasks._retrieval import Format, Pool, Split, check_pool, file_names, karpathy, text_files
-from tasks._source import Size, check_folder
+from tasks._source import Size, Source, check_folder
 
-_FILES = "dataset_flickr30k.json, or test_caps.txt, test_ids.txt and id_mapping.json"
+SOURCE = Source(
+    title="Flickr30K retrieval, Karpathy's split",
+    licence="images for non-commercial research and education only",
+    layout="dataset_flickr30k.json, or test_caps.txt, test_ids.txt and id_mapping.json (SCAN, LAPS); "
+    "flickr30k-images/",
+    files=(_coco.KARPATHY,),
+    form="the images: https://forms.illinois.edu/sec/229675, unpacked into flickr30k-images/",
+)
+
 _SIZES = {"test": (1000,), "val": (1014,)}
 _FIRST = {"test": ("25",), "val": ("67",)}
 """`imgid` of the first image, in Karpathy's order."""
@@ -37,7 +44,7 @@ def pool(
     root/images or root itself, the first that exists. size=any: files of other lengths and in another
     order.
     """
-    root = check_folder(Path(root), _FILES)
+    root = check_folder(Path(root), SOURCE.layout)
     usual = (root / "flickr30k-images", root / "images", root)
     folder = next(place for place in usual if place.is_dir())
     if images is not None:
@@ -48,5 +55,5 @@ def pool(
     elif format == "text" or (root / f"{name}_caps.txt").exists():
         found = text_files(root, name, folder, file_names(root / "id_mapping.json"))
     else:
-        raise DataError(f"{root} holds none of {_FILES}")
+        raise DataError(f"{root} lacks its captions; it should hold {SOURCE.layout}")
     return check_pool(f"flickr30k_retrieval {split}", found, _SIZES[split], _FIRST[split], size)

@@ -8,14 +8,47 @@ Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", EM
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from harness.errors import DataError
-from harness.pictures import picture_in
+from harness.pictures import Picture, picture_in
 from harness.types import Decoding, Request, Sample, Task
 from metrics import yesno
-from tasks._source import SHORT, Row, Size, check_folder, check_ids, check_size, fingerprint, rows
+from tasks import _hub
+from tasks._source import (
+    SHORT,
+    Download,
+    Loaded,
+    Row,
+    Size,
+    Source,
+    check_folder,
+    check_size,
+    fingerprint,
+    rows,
+    samples_of,
+    select,
+    short_question,
+    vicrop,
+    vicrop_sample,
+)
+
+_FILES = "https://raw.githubusercontent.com/RUCAIBox/POPE/main/output/coco"
+
+SOURCE = Source(
+    title="POPE on COCO",
+    licence="MIT (annotations); images: COCO 2014's terms",
+    layout="coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json, val2014/",
+    hub=("lmms-lab/POPE", "lmms-lab-encoder/POPE"),
+    files=(
+        Download("coco_pope_random.json", f"{_FILES}/coco_pope_random.json"),
+        Download("coco_pope_popular.json", f"{_FILES}/coco_pope_popular.json"),
+        Download("coco_pope_adversarial.json", f"{_FILES}/coco_pope_adversarial.json"),
+        Download("val2014.zip", "http://images.cocodataset.org/zips/val2014.zip", unpack="."),
+    ),
+)
 
 Category = Literal["random", "popular", "adversarial"]
 Protocol = Literal["llava", "lmms", "vicrop", "vlmevalkit"]
@@ -51,53 +84,55 @@ pins e3e3926 (2,910 random questions, and "imange" for "image" in some); 109985c
 
 
 def task(
-    root: Path,
+    root: Path | None = None,
     *,
     protocol: Protocol = "llava",
     categories: tuple[Category, ...] = ("random", "popular", "adversarial"),
     parser: yesno.Parser | None = None,
     images: Path | None = None,
+    format: Literal["official", "vicrop"] = "official",
+    subset: str | None = None,
     size: Size = "official",
+    revision: str | None = None,
 ) -> Task:
     """POPE on COCO: 3 x 3,000 questions (2,910 random ones in the revision that LLaVA pins).
 
-    root: the folder with coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json.
-    protocol: the prompt, and the parser and number of that code base: `llava` (ranked by the mean of the
-    categories' F1), `lmms` and `vlmevalkit` (pooled F1), `vicrop` (accuracy). categories: which, as in
-    categories=random+popular. parser: another than the protocol's. images: the folder of COCO's
-    val2014 images, by default root/val2014, root/images/val2014, root/images or root itself, the first
-    that exists. size=any: files of other lengths.
+    root: the folder with coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json;
+    without it, the hub. protocol: the prompt, and the parser and number of that code base: `llava` (ranked
+    by the mean of the categories' F1), `lmms` and `vlmevalkit` (pooled F1), `vicrop` (accuracy).
+    categories: which, as in categories=random+popular. parser: another than the protocol's. images: the
+    folder of COCO's val2014 images, by default root/val2014, root/images/val2014, root/images or root
+    itself, the first that exists. format=vicrop: root is ViCrop's unified file. subset: as in
+    random:500@seed=42. size=any: files of other lengths. revision: of the hub's copy.
 
     The sample ids are random/1 and so on: the files' own ids begin at 1 in each.
     """
-    root = check_folder(Path(root), "the official coco_pope_random.json, ..._popular and ..._adversarial")
-    folder = _image_folder(root) if images is None else check_folder(Path(images), "COCO val2014's images")
-    paths = [root / f"coco_pope_{category}.json" for category in categories]
-    samples: list[Sample] = []
-    places: list[str] = []
-    for category, path in zip(categories, paths, strict=True):
-        if not path.exists():
-            raise DataError(
-                f"{path} does not exist; take it from https://github.com/RUCAIBox/POPE (output/coco), or "
-                f"name the categories that you have, as in categories={'+'.join(_present(root)) or 'random'}"
-            )
-        found = rows(path)
-        check_size(f"pope {category} ({path.name})", len(found), _SIZES[category], size)
-        samples += (_sample(row, category, folder) for row in found)
-        places += (row.where for row in found)
-    check_ids((sample.id, place) for sample, place in zip(samples, places, strict=True))
+    if format == "vicrop":
+        loaded = vicrop(root)
+        samples = samples_of(loaded, vicrop_sample, "pope", (), "any")
+    else:
+        loaded = _from_hub(categories, revision) if root is None else _load(Path(root), categories, images)
+        samples = samples_of(loaded, _sample, "pope", (), "any")
+        for category in categories:
+            number = sum(sample.category == category for sample in samples)
+            check_size(f"pope {category}", number, _SIZES[category], size)
     instruction, tokens, primary = _PROTOCOLS[protocol]
 
     def request(sample: Sample) -> Request:
-        question = sample.question.strip() if protocol == "lmms" else sample.question
-        return Request(sample.images, question, instruction, decoding=Decoding(max_tokens=tokens))
+        return Request(
+            sample.images,
+            sample.question.strip() if protocol == "lmms" else sample.question,
+            instruction,
+            decoding=Decoding(max_tokens=tokens),
+            hints=short_question(sample),
+        )
 
     return Task(
         name="pope",
-        version="+".join(sorted({_REVISIONS.get(fingerprint([path])[:8], "unknown") for path in paths})),
+        version=_version(root, categories) if root is not None and format == "official" else "hub",
         protocol=protocol,
-        fingerprint=fingerprint(paths),
-        samples=samples,
+        fingerprint=loaded.fingerprint,
+        samples=select(samples, subset),
         request=request,
         metrics=(yesno.metric(parser or _PARSERS[protocol]),),
         primary=primary,
@@ -105,19 +140,53 @@ def task(
     )
 
 
-def _sample(row: Row, category: str, folder: Path) -> Sample:
-    label = row.text("label")
+def _sample(row: Row, picture: Picture) -> Sample:
+    label, category = row.text("label", "answer"), row.text("category")
     if label not in ("yes", "no"):
         raise DataError(f"{row.where}: the label is {label!r}; it must be yes or no")
-    image = row.text("image")
     return Sample(
         id=f"{category}/{row.text('question_id')}",
-        images=(picture_in(folder, image),),
-        question=row.text("text"),
+        images=(picture,),
+        question=row.text("text", "question"),
         targets=(label,),
         category=category,
-        meta={"image": image},
+        meta={"image": row.get("image", "image_source")},
     )
+
+
+def _load(root: Path, categories: Sequence[Category], images: Path | None) -> Loaded:
+    check_folder(root, "the official coco_pope_random.json, ..._popular and ..._adversarial")
+    folder = _image_folder(root) if images is None else check_folder(Path(images), "COCO val2014's images")
+    found: list[Row] = []
+    for category, path in zip(categories, _paths(root, categories), strict=True):
+        if not path.exists():
+            raise DataError(
+                f"{path} does not exist; take it from https://github.com/RUCAIBox/POPE (output/coco), or "
+                f"name the categories that you have, as in categories={'+'.join(_present(root)) or 'random'}"
+            )
+        found += [Row({**row.values, "category": category}, row.where) for row in rows(path)]
+    pictures = [picture_in(folder, row.text("image")) for row in found]
+    return Loaded(found, pictures, fingerprint(_paths(root, categories)))
+
+
+def _from_hub(categories: Sequence[Category], revision: str | None) -> Loaded:
+    table = _hub.load(SOURCE.hub, None, "test", revision=revision)
+    pairs = [
+        pair
+        for pair in zip(table.rows, table.pictures, strict=True)
+        if pair[0].text("category") in categories
+    ]
+    return Loaded([row for row, _ in pairs], [picture for _, picture in pairs], table.fingerprint)
+
+
+def _paths(root: Path, categories: Sequence[Category]) -> list[Path]:
+    return [root / f"coco_pope_{category}.json" for category in categories]
+
+
+def _version(root: Path, categories: Sequence[Category]) -> str:
+    """The official commits that have the files."""
+    known = {_REVISIONS.get(fingerprint([path])[:8], "unknown") for path in _paths(root, categories)}
+    return "+".join(sorted(known))
 
 
 def _image_folder(root: Path) -> Path:

@@ -1,0 +1,165 @@
+"""A-OKVQA: questions that need knowledge of the world; ten direct answers, and four choices.
+
+Knows the official files, the hub's columns and the protocols in circulation. Must not know: models,
+methods. Schwenk et al., "A-OKVQA", ECCV 2022; version 1.0, validation split; images COCO 2017.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import partial
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Literal
+
+from harness.errors import DataError
+from harness.pictures import Picture, picture_in
+from harness.types import Decoding, Metric, Request, Sample, Task
+from metrics import aokvqa, choice
+from tasks import _hub
+from tasks._source import (
+    LETTER,
+    SHORT,
+    Download,
+    Loaded,
+    Row,
+    Size,
+    Source,
+    check_folder,
+    fingerprint,
+    first_of,
+    rows,
+    samples_of,
+    select,
+    short_question,
+    vicrop,
+    vicrop_sample,
+)
+
+Protocol = Literal["llava", "lmms", "vicrop", "vlmevalkit"]
+Answers = Literal["direct", "choice"]
+
+SOURCE = Source(
+    title="A-OKVQA 1.0",
+    licence="Apache-2.0 (annotations); images: COCO 2017's terms",
+    layout="aokvqa_v1p0_val.json, val2017/ (or images/)",
+    hub=("HuggingFaceM4/A-OKVQA",),
+    files=(
+        Download(
+            "aokvqa_v1p0.tar.gz",
+            "https://prior-datasets.s3.us-east-2.amazonaws.com/aokvqa/aokvqa_v1p0.tar.gz",
+            unpack=".",
+        ),
+        Download("val2017.zip", "http://images.cocodataset.org/zips/val2017.zip", unpack="."),
+    ),
+)
+
+_SIZE = 1145
+_TOKENS: dict[Protocol, int] = {"llava": 20, "lmms": 16, "vicrop": 20, "vlmevalkit": 512}
+
+
+def task(
+    root: Path | None = None,
+    *,
+    answers: Answers = "direct",
+    protocol: Protocol = "llava",
+    format: Literal["official", "vicrop"] = "official",
+    subset: str | None = None,
+    size: Size = "official",
+    revision: str | None = None,
+) -> Task:
+    """A-OKVQA: the 1,145 validation questions.
+
+    root: the official files; without it, the hub. answers: `direct` (ten free answers; difficult
+    questions are left out, as the official evaluation does) or `choice` (of four, by letter). protocol:
+    `vicrop` is the only published one for direct answers (20 tokens, all questions, both sides
+    normalised); `llava` and `lmms` ask with their usual short-answer and letter prompts, and are scored
+    officially; `vlmevalkit` has its own multiple-choice prompt. format=vicrop: root is ViCrop's unified
+    file (direct answers). subset: as in random:500@seed=42. size=any: files of other lengths.
+    revision: of the hub's copy.
+    """
+    if format == "vicrop":
+        if answers == "choice":
+            raise ValueError("ViCrop's unified file has no choices; use answers=direct")
+        loaded = vicrop(root)
+        samples = samples_of(loaded, vicrop_sample, "aokvqa", (), "any")
+    else:
+        loaded = _load(root, revision)
+        samples = samples_of(loaded, partial(_sample, answers=answers), "aokvqa val", [_SIZE], size)
+    return Task(
+        name="aokvqa",
+        version="1.0",
+        protocol=f"{protocol}, {answers}",
+        fingerprint=loaded.fingerprint,
+        samples=select(samples, subset),
+        request=partial(_request, answers=answers, protocol=protocol),
+        metrics=(_metric(answers, protocol),),
+        primary="accuracy",
+        postprocess=str if protocol == "vicrop" else str.strip,  # mllms_know scores what was generated
+    )
+
+
+def _metric(answers: Answers, protocol: Protocol) -> Metric:
+    if answers == "choice":
+        return choice.metric("vlmevalkit" if protocol == "vlmevalkit" else "strict")
+    return aokvqa.metric("vicrop" if protocol == "vicrop" else "official")
+
+
+def _request(sample: Sample, answers: Answers, protocol: Protocol) -> Request:
+    question, instruction = sample.question, f"{' ' if protocol == 'vicrop' else chr(10)}{SHORT}"
+    if answers == "choice":
+        options: list[str] = list(sample.meta["options"])  # type: ignore[arg-type]
+        listed = "".join(
+            f"{letter}. {text}\n" for letter, text in zip(ascii_uppercase, options, strict=False)
+        )
+        instruction = f"\n{listed}{LETTER}"
+        if protocol == "vlmevalkit":
+            question = f"Question: {sample.question}\n"
+            asks = "Please select the correct answer from the options above. \n"
+            instruction = f"Options:\n{listed}{asks}"
+    return Request(
+        sample.images,
+        question,
+        instruction,
+        decoding=Decoding(max_tokens=_TOKENS[protocol]),
+        hints=short_question(sample),
+    )
+
+
+def _sample(row: Row, picture: Picture, answers: Answers) -> Sample:
+    direct, options = _direct_answers(row), row.texts("choices")
+    index = row.get("correct_choice_idx")
+    return Sample(
+        id=row.text("question_id"),
+        images=(picture,),
+        question=row.text("question"),
+        targets=direct if answers == "direct" else (options[index],),
+        meta={
+            "options": list(options),
+            "answer_index": index,
+            "difficult_direct_answer": bool(row.get("difficult_direct_answer")),
+        },
+    )
+
+
+def _direct_answers(row: Row) -> tuple[str, ...]:
+    """The ten answers; the hub's copy holds them as the text of a Python list."""
+    stored = row.get("direct_answers")
+    if isinstance(stored, str):
+        try:
+            stored = ast.literal_eval(stored)
+        except (ValueError, SyntaxError):
+            raise DataError(f"{row.where}: direct_answers is {stored[:60]!r}, which is no list") from None
+        return Row({"direct_answers": stored}, row.where).texts("direct_answers")
+    return row.texts("direct_answers")
+
+
+def _load(root: Path | None, revision: str | None) -> Loaded:
+    if root is None:
+        return _hub.load(SOURCE.hub, None, "validation", revision=revision)
+    root = check_folder(Path(root), SOURCE.layout)
+    path = first_of(root, "aokvqa_v1p0_val.json")
+    folder = first_of(root, "val2017", "images/val2017", "images")
+    found = rows(path)
+    pictures = [picture_in(folder, f"{int(row.text('image_id')):012}.jpg") for row in found]
+    return Loaded(found, pictures, fingerprint([path]))

@@ -1,0 +1,155 @@
+"""VQAv2: open questions about COCO images, with ten human answers each.
+
+Knows the official files, the hub's columns and the protocols in circulation. Must not know: models,
+methods. Goyal et al., "Making the V in VQA Matter", CVPR 2017; https://visualqa.org.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.errors import DataError
+from harness.pictures import Picture, picture_in
+from harness.types import Decoding, Json, Request, Sample, Task
+from metrics import vqa
+from tasks import _hub
+from tasks._source import (
+    SHORT,
+    Download,
+    Loaded,
+    Row,
+    Size,
+    Source,
+    check_folder,
+    entries,
+    fingerprint,
+    first_of,
+    samples_of,
+    select,
+    short_question,
+    vicrop,
+    vicrop_sample,
+)
+
+Protocol = Literal["llava", "lmms", "vicrop", "vlmevalkit"]
+Split = Literal["validation", "testdev", "test"]
+
+_HOST = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
+SOURCE = Source(
+    title="VQAv2",
+    licence="CC BY 4.0 (annotations); images: COCO 2014's terms",
+    layout="v2_OpenEnded_mscoco_val2014_questions.json, v2_mscoco_val2014_annotations.json, val2014/",
+    hub=("lmms-lab/VQAv2", "lmms-lab-encoder/VQAv2"),
+    files=(
+        Download("v2_Questions_Val_mscoco.zip", f"{_HOST}/v2_Questions_Val_mscoco.zip", unpack="."),
+        Download("v2_Annotations_Val_mscoco.zip", f"{_HOST}/v2_Annotations_Val_mscoco.zip", unpack="."),
+        Download("val2014.zip", "http://images.cocodataset.org/zips/val2014.zip", unpack="."),
+    ),
+)
+
+_SIZES = {"validation": 214_354, "testdev": 107_394, "test": 447_793}
+_FILES = {"validation": "val2014", "testdev": "test-dev2015", "test": "test2015"}
+_PROTOCOLS: dict[Protocol, tuple[str, int, vqa.Variant]] = {
+    "llava": (f"\n{SHORT}", 128, "official"),
+    "lmms": (f"\n{SHORT}", 16, "official"),
+    "vicrop": (f" {SHORT}", 20, "vicrop"),
+    "vlmevalkit": (f"\n{SHORT}", 512, "vlmevalkit"),
+}
+
+
+def task(
+    root: Path | None = None,
+    *,
+    split: Split = "validation",
+    protocol: Protocol = "llava",
+    format: Literal["official", "vicrop"] = "official",
+    subset: str | None = None,
+    size: Size = "official",
+    revision: str | None = None,
+) -> Task:
+    """VQAv2: 214,354 validation questions; `testdev` (107,394) and `test` (447,793) have no answers.
+
+    root: the official files; without it, the hub. protocol: `llava` (128 tokens; published on testdev),
+    `lmms` (16), `vicrop` (20; its score is min(1, 0.3 n)), `vlmevalkit`. Scores are also shown by answer
+    type and question type. format=vicrop: root is ViCrop's unified file. subset: as in
+    random:500@seed=42. size=any: files of other lengths. revision: of the hub's copy.
+    """
+    if format == "vicrop":
+        loaded = vicrop(root)
+        samples = samples_of(loaded, vicrop_sample, "vqav2", (), "any")
+    else:
+        loaded = _load(root, split, revision)
+        samples = samples_of(loaded, _sample, f"vqav2 {split}", [_SIZES[split]], size)
+    instruction, tokens, variant = _PROTOCOLS[protocol]
+    return Task(
+        name="vqav2",
+        version="2.0",
+        protocol=protocol,
+        fingerprint=loaded.fingerprint,
+        samples=select(samples, subset),
+        request=partial(_request, instruction=instruction, tokens=tokens),
+        metrics=(vqa.metric(variant),) if split == "validation" else (),
+        primary="accuracy",
+        postprocess=str if protocol == "vicrop" else str.strip,  # mllms_know scores what was generated
+        breakdowns=("answer_type", "question_type"),
+    )
+
+
+def submission(pairs: Sequence[tuple[Sample, str]]) -> Json:
+    """EvalAI's file: question_id and answer, normalised as LLaVA does before it submits."""
+    return [{"question_id": int(sample.id), "answer": vqa.normalize(answer)} for sample, answer in pairs]
+
+
+def _request(sample: Sample, instruction: str, tokens: int) -> Request:
+    return Request(
+        sample.images,
+        sample.question,
+        instruction,
+        decoding=Decoding(max_tokens=tokens),
+        hints=short_question(sample),
+    )
+
+
+def _sample(row: Row, picture: Picture) -> Sample:
+    return Sample(
+        id=row.text("question_id"),
+        images=(picture,),
+        question=row.text("question"),
+        targets=_answers(row),
+        meta=row.some("image_id", "answer_type", "question_type"),
+    )
+
+
+def _answers(row: Row) -> tuple[str, ...]:
+    """The ten answers; each is an object with the person's confidence beside it."""
+    found: Any = row.get("answers") or []
+    if not all(isinstance(entry, dict) and isinstance(entry.get("answer"), str) for entry in found):
+        raise DataError(f"{row.where}: answers are not objects with an answer each")
+    return tuple(entry["answer"] for entry in found)
+
+
+def _load(root: Path | None, split: Split, revision: str | None) -> Loaded:
+    if root is None:
+        return _hub.load(SOURCE.hub, None, split, revision=revision)
+    root = check_folder(Path(root), SOURCE.layout)
+    paths = [first_of(root, f"v2_OpenEnded_mscoco_{_FILES[split]}_questions.json")]
+    rows = entries(paths[0], "questions")
+    if split == "validation":
+        paths.append(first_of(root, "v2_mscoco_val2014_annotations.json"))
+        rows = _joined(rows, entries(paths[1], "annotations"))
+    images = "val2014" if split == "validation" else "test2015"
+    folder = first_of(root, images, f"images/{images}", "images")
+    pictures = [picture_in(folder, f"COCO_{images}_{int(row.text('image_id')):012}.jpg") for row in rows]
+    return Loaded(rows, pictures, fingerprint(paths))
+
+
+def _joined(questions: Sequence[Row], annotations: Sequence[Row]) -> list[Row]:
+    """Each question with its annotation, in the questions' order. Raises DataError for one without."""
+    by_id = {row.text("question_id"): row for row in annotations}
+    for row in questions:
+        if row.text("question_id") not in by_id:
+            raise DataError(f"{row.where}: question {row.text('question_id')} has no annotation")
+    return [Row({**by_id[row.text("question_id")].values, **row.values}, row.where) for row in questions]
