@@ -6,6 +6,7 @@ is read when an adapter asks for its pixels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,8 @@ def load(
 ) -> Loaded:
     """The rows of `split`, from the first of `ids` that answers; `image` names the picture's column.
 
-    revision: a commit; without one the newest is looked up first and then read, so that the fingerprint
-    names what was read. An id that is a folder is read from disk. Raises DataError where none answers.
+    revision: a commit, branch or tag; the fingerprint names the commit that was read. Offline, the copy in
+    the hub's cache is read. An id that is a folder is read from disk. Raises DataError where none answers.
     """
     reasons = []
     for name in ids:
@@ -39,25 +40,24 @@ def load(
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
-    """What `datasets` raises for a hub, a dataset or a configuration that is not there."""
+    """What a hub, a dataset or a configuration that is not there raises, network errors included."""
+    import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    return (OSError, ValueError, HfHubHTTPError, OfflineModeIsEnabled)
+    return (OSError, ValueError, HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError)
 
 
 def _table(name: str, config: str | None, split: str, revision: str | None) -> tuple[Any, str]:
-    """The table, and the version that was read: a commit, or the sum of a folder's files."""
+    """The table, and the version that was read: the hub's commit, or the sum of a folder's files."""
     import datasets
 
     datasets.disable_progress_bars()
+    table = datasets.load_dataset(name, config, split=split, revision=revision)
     if Path(name).is_dir():
-        version = fingerprint(sorted(Path(name).rglob("*.parquet")))
-    else:
-        from huggingface_hub import HfApi
-
-        version = HfApi().dataset_info(name, revision=revision).sha or "unknown"
-        revision = version
-    return datasets.load_dataset(name, config, split=split, revision=revision), version
+        return table, fingerprint(sorted(Path(name).rglob("*.parquet")))
+    read = " ".join(table.info.download_checksums or ())  # hf://datasets/owner/name@commit/file
+    commit = re.search(r"@([0-9a-f]{40})/", read)
+    return table, commit[1] if commit else revision or "unknown"
 
 
 def _rows(table: Any, name: str, split: str, image: str) -> tuple[list[Row], list[Picture]]:

@@ -111,9 +111,7 @@ def _sample(row: Row, picture: Picture, prompt: str) -> Sample:
 def _load(root: Path | None, split: Split, images: Path | None, revision: str | None) -> Loaded:
     if root is None:
         if split == "karpathy":
-            raise DataError(
-                "the hub's copy of Karpathy's split has no images: give root=DIR, or split=val2014"
-            )
+            raise DataError("the hub has no images for Karpathy's split: give root=DIR, or split=val2014")
         return _hub.load(SOURCE.hub, None, "val", revision=revision)
     root = check_folder(Path(root), SOURCE.layout)
     folder = _coco.image_folder(root) if images is None else check_folder(Path(images), "val2014's images")
