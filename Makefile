@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: demo test check docs clean
 
 demo: $(VENV)/.base ## set up, run the bundled model with and without ViCrop, show the board
-	$(BIN)/fovea demo
+	OMP_NUM_THREADS=1 $(BIN)/fovea demo # a model this small is fastest on one core
 
 test: $(VENV)/.dev ## set up and run the tests
 	$(BIN)/lint-imports --no-logo
