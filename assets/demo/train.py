@@ -1,6 +1,6 @@
 """Train the bundled demo model from nothing, on one CPU core in about 45 minutes.
 
-    python -m assets.demo.train --seed 0 --out assets/demo --work /tmp/fovea-demo
+    python -m assets.demo.train --seed 0 --out assets/demo --work build/demo
 
 (from the repository root). A LLaVA of 1.25 M parameters learns to answer questions about the scenes
 of ``tasks/_scenes.py``. Three stages, each saved in ``--work`` when it ends and skipped when it is
