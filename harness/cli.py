@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 RUNS = Path("results/runs")
 KINDS = ("tasks", "models", "methods", "metrics")
 
-COMPLETE, REFUSED, FAILED, INTERRUPTED = 0, 2, 3, 130
+COMPLETE, FAULTY, REFUSED, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+FAULTS = 20  # shown at most
 
 app = typer.Typer(
     name="fovea",
@@ -127,6 +128,31 @@ def score(
             summary = engine.score(path, metrics)
             _console().print(f"[bold]{path}[/]")
             _show_scores(summary)
+
+
+@app.command()
+def data(
+    task: Annotated[str, typer.Argument(help="Whose files: pope, pope:root=DIR, ...")],
+    fetch: Annotated[Path | None, typer.Option(help="Download what is open into this folder.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Say where a task's files come from; check those that are there; fetch what is openly downloadable."""
+    from harness import resolve
+
+    with _errors(verbose), _bar() as progress:
+        faults = resolve.verb("data", "tasks._data")(
+            task,
+            fetch,
+            parse=resolve.parse,
+            make=resolve.make_task,
+            say=typer.echo,
+            progress=progress,
+        )
+    for fault in faults[:FAULTS]:
+        typer.secho(fault, err=True, fg="red")
+    if len(faults) > FAULTS:
+        _warn(f"and {len(faults) - FAULTS:,} more")
+    raise typer.Exit(FAULTY if faults else COMPLETE)
 
 
 @app.command(name="list")
@@ -376,6 +402,29 @@ def _progress(what: str) -> Iterator[Any]:
             bar.update(
                 line, total=now.total, completed=now.done, calls=now.spent.calls, rate=rate, failed=failed
             )
+
+        yield show
+
+
+@contextmanager
+def _bar() -> Iterator[Any]:
+    """As `_progress`, of anything that is counted: a function of what, how much is done, and of how much."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True, highlight=False)
+    told = time.monotonic()
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        lines: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int | None) -> None:
+            nonlocal told
+            if what not in lines:
+                lines[what] = bar.add_task(what, total=total)
+            bar.update(lines[what], completed=done, total=total)
+            if bar.disable and time.monotonic() - told >= 10:
+                told = time.monotonic()
+                typer.echo(f"{what}: {done:,}" + (f" of {total:,}" if total else ""), err=True)
 
         yield show
 

@@ -89,9 +89,9 @@ def submission_of(task: str) -> Callable[[Sequence[tuple[Sample, str]]], Json]:
     return typing.cast(Callable[[Sequence[tuple[Sample, str]]], Json], writer)
 
 
-def verb(name: str) -> Callable[..., Any]:
+def verb(name: str, module: str = "leaderboard.cli") -> Callable[..., Any]:
     """A command that lives above the harness: `board` is a function of leaderboard/cli.py."""
-    return typing.cast(Callable[..., Any], getattr(importlib.import_module("leaderboard.cli"), name))
+    return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), name))
 
 
 # ---------------------------------------------------------------- the grammar

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import stats, store
+from harness.errors import FoveaError
 from harness.stats import Estimate
 from harness.types import Metric, Usage
 
@@ -118,7 +119,10 @@ def _comparison(runs: Sequence[_Loaded], metric_from: MetricFrom) -> Comparison:
     number = first.content["primary"]
     better = bool(first.scores["higher_is_better"].get(number, True))
     by_id = {run.content["id"]: run for run in runs if run.complete}
-    metric = metric_from(first.entry)
+    try:
+        metric = metric_from(first.entry)
+    except FoveaError:  # its file or prompt has moved: the scores still stand, without differences
+        metric = None
     rows = [_row(run, by_id, metric, number) for run in runs]
     task = first.content["identity"]["task"]
     return Comparison(
@@ -126,7 +130,7 @@ def _comparison(runs: Sequence[_Loaded], metric_from: MetricFrom) -> Comparison:
     )
 
 
-def _row(run: _Loaded, by_id: Mapping[str, _Loaded], metric: Metric, number: str) -> Row:
+def _row(run: _Loaded, by_id: Mapping[str, _Loaded], metric: Metric | None, number: str) -> Row:
     content = run.content
     score = Estimate(**run.scores["scores"][number])
     difference, note = None, ""
@@ -134,7 +138,7 @@ def _row(run: _Loaded, by_id: Mapping[str, _Loaded], metric: Metric, number: str
         identity = by_id.get(content["baseline"])
         if identity is None:
             note = "no identity arm"
-        elif run.complete and metric.scope == "sample":
+        elif run.complete and metric is not None and metric.scope == "sample":
             difference = _difference(run, identity, metric, number)
     if content["identity"]["oracle"]:
         note = "oracle"

@@ -164,5 +164,10 @@ def metric(
     references: References = "auto",
     trust_remote_code: bool = False,
 ) -> Metric:
-    """A module of Hugging Face `evaluate`, its results as numbers: see `Evaluate`."""
+    """A module of Hugging Face `evaluate` over answers and targets, its results as numbers: see `Evaluate`.
+
+    module: a folder or a Python file; or, with trust_remote_code=true, a name on the hub. arguments: what its
+    `compute` takes further, as in arguments=({"normalize": true}). number: the result that comes first,
+    by default the module's own name.
+    """
     return Evaluate(module, config, arguments, number, lower_is_better, references, trust_remote_code)

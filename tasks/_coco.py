@@ -111,8 +111,10 @@ def load(path: Path) -> Any:
             found = COCO(str(path))
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise DataError(f"{path} is no annotation file of COCO: {error or type(error).__name__}") from None
-    if "images" not in found.dataset:
-        raise DataError(f"{path} is no annotation file of COCO: it has no images")
+    listed = found.dataset.get("images", ())
+    named = all(isinstance(e.get("id"), int) and isinstance(e.get("file_name"), str) for e in listed)
+    if not listed or not named:
+        raise DataError(f"{path} is no annotation file of COCO: it has no images with id and file_name")
     return found
 
 
@@ -212,7 +214,7 @@ def _made(files: Iterable[Path], front_end: chair.FrontEnd) -> dict[int, list[st
             if "caption" in entry:
                 objects.update(chair.mentions(entry["caption"], front_end))
             else:
-                objects.add(_node(categories[entry["category_id"]], path))
+                objects.add(_node(str(categories.get(entry.get("category_id"))), path))
     return {image: sorted(objects) for image, objects in sorted(found.items())}
 
 

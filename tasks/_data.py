@@ -12,12 +12,15 @@ from __future__ import annotations
 import hashlib
 import http.client
 import importlib
+import lzma
 import re
 import shutil
 import tarfile
+import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
@@ -33,6 +36,9 @@ Progress = Callable[[str, int, int | None], None]
 
 ATTEMPTS = 5
 """Connections in a row that may bring nothing before a download is given up."""
+
+PAUSE = 1.0
+"""Seconds before a second such connection; as many more before each further one."""
 
 TIMEOUT = 60.0
 _CHUNK = 1 << 20
@@ -71,26 +77,25 @@ def data(
     source: Source | None = getattr(module, "SOURCE", None)
     if source is not None:
         say(describe(source))
-        if into is not None:
-            faults = fetch(source, into, progress)
-            if faults:
-                return faults
-            text = text if ":" in text else f'{text}:root="{into}"'
-        if ":" not in text:
-            say(
-                f"To check what is there: fovea data {text}:root=DIR. To fetch: fovea data {text} --fetch DIR"
-            )
-            return []
-    elif into is not None:
-        raise SpecError(f"{spec.name} has no files that could be fetched")
-    try:
-        found = make(text) if module is None or hasattr(module, "task") else _pool(module, text, parse(text))
-    except DataError as error:
-        return [str(error)]
-    faults, pictures = verify(found, progress)
-    size = len(found.samples) if isinstance(found, Task) else len(found.texts)
-    say(f"{size:,} {'samples' if isinstance(found, Task) else 'captions'}, {pictures:,} pictures")
-    return faults
+    if into is not None and "root" not in spec.knobs and not spec.positional:
+        text = ",".join([f'{spec.name}:root="{into}"', *text.partition(":")[2:]]).rstrip(",")
+    if source is not None and ":" not in text:
+        say(f"To check: fovea data {text}:root=DIR. To fetch: fovea data {text} --fetch DIR")
+        return []
+
+    def check() -> list[str]:
+        try:
+            found = _pool(module, text, parse(text)) if hasattr(module, "pool") else make(text)
+        except DataError as error:
+            return [str(error)]
+        return verify(found, say, progress)
+
+    faults = check()
+    if not faults or into is None:
+        return faults
+    if source is None:
+        raise SpecError(f"nothing is known of where the files of {spec.name} come from")
+    return fetch(source, into, progress) or check()
 
 
 def _module(name: str) -> Any:
@@ -116,7 +121,8 @@ def _pool(module: Any, text: str, spec: Spec) -> Pool:
 def describe(source: Source) -> str:
     """Title, licence, files with their sizes, what the root must hold, and what needs a form.
 
-    >>> print(describe(Source("Fruit", "CC0", "a.json", files=(Download("a.json", "http://x/a.json", 2500),))))
+    >>> apples = Download("a.json", "http://x/a.json", 2500)
+    >>> print(describe(Source("Fruit", "CC0", "a.json", files=(apples,))))
     Fruit
     licence  CC0
     layout   a.json
@@ -148,8 +154,8 @@ def _size(number: int) -> str:
 # ---------------------------------------------------------------- is it all there
 
 
-def verify(found: Task | Pool, progress: Progress) -> tuple[list[str], int]:
-    """Decode every picture once: what is wrong with which, and how many different ones there are."""
+def verify(found: Task | Pool, say: Callable[[str], None], progress: Progress) -> list[str]:
+    """Decode every picture once: what is wrong with which. Says how many there are."""
     pictures: dict[tuple[str, Any], tuple[str, Picture]] = {}
     for name, picture in _pictures(found):
         pictures.setdefault((picture.source.label, picture.crops), (name, picture))
@@ -161,7 +167,9 @@ def verify(found: Task | Pool, progress: Progress) -> tuple[list[str], int]:
         except PictureError as error:
             faults.append(f"{name}: {error}")
     progress("pictures", len(pictures), len(pictures))
-    return faults, len(pictures)
+    many = f"{len(found.samples):,} samples" if isinstance(found, Task) else f"{len(found.texts):,} captions"
+    say(f"{many}, {len(pictures):,} pictures, of which {len(faults):,} cannot be read")
+    return faults
 
 
 def _pictures(found: Task | Pool) -> Iterator[tuple[str, Picture]]:
@@ -190,7 +198,7 @@ def fetch(source: Source, root: Path, progress: Progress) -> list[str]:
         except OSError as error:
             faults.append(f"{file.name}: {error.strerror or error}")
     if not source.files:
-        faults.append(f"nothing of {source.title} can be downloaded openly")
+        faults.append(f"nothing of {source.title} can be downloaded openly. {source.form}".strip())
     return faults
 
 
@@ -199,10 +207,12 @@ def _fetch(file: Download, root: Path, progress: Progress) -> None:
     unpacked = target.with_name(f"{target.name}.unpacked")  # written last: its presence proves completeness
     if file.unpack is not None and unpacked.exists():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
+    if target.exists():
+        fault = _fault(file, target)
+        if fault:
+            raise DataError(f"{target} {fault}. Move it away, and it is fetched")
+    else:
         download(file, target, progress)
-    _check(file, target)
     if file.unpack is not None:
         unpack(target, _inside(root, file.unpack), progress)
         unpacked.write_text(f"{target.stat().st_size}\n", encoding="utf-8")
@@ -214,6 +224,7 @@ def download(file: Download, target: Path, progress: Progress) -> None:
     Raises DataError for an address that refuses, for too many connections that bring nothing, and for a
     file of another size or sum than is known; the last two are thrown away.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     version = target.with_name(f"{target.name}.version")  # the server's, lest two versions be spliced
     idle = 0
@@ -234,11 +245,15 @@ def download(file: Download, target: Path, progress: Progress) -> None:
         idle = 0 if after > before else idle + 1
         if idle >= ATTEMPTS:
             raise DataError(
-                f"{file.name}: {file.url} cannot be read ({why}); {_size(after)} are kept. Repeat the command "
-                "to go on"
+                f"{file.name}: {file.url} cannot be read ({why}); {_size(after)} are kept. Repeat the "
+                "command to go on"
             )
-    _check(file, partial)
+        time.sleep(PAUSE * idle)
     version.unlink(missing_ok=True)
+    fault = _fault(file, partial)
+    if fault:
+        partial.unlink()
+        raise DataError(f"{file.name}: what {file.url} sent {fault}; it was thrown away")
     partial.replace(target)
 
 
@@ -261,8 +276,11 @@ def _receive(file: Download, partial: Path, version: Path, progress: Progress) -
         partial.unlink()  # it is longer than the file, or of another version
         return False
     with reply:
-        if reply.status != 206 or not _begins(reply.headers.get("Content-Range"), offset):
+        if reply.status != 206:
             offset = 0
+        elif not (reply.headers.get("Content-Range") or "").startswith(f"bytes {offset}-"):
+            partial.unlink()  # not what was asked for: from the start again
+            return False
         length = reply.headers.get("Content-Length")
         total = offset + int(length) if length is not None else file.size
         version.write_text(_version(reply.headers), encoding="utf-8")
@@ -273,10 +291,6 @@ def _receive(file: Download, partial: Path, version: Path, progress: Progress) -
                 offset += len(chunk)
                 progress(file.name, offset, total)
     return total is None or offset >= total
-
-
-def _begins(content_range: str | None, offset: int) -> bool:
-    return content_range is not None and content_range.startswith(f"bytes {offset}-")
 
 
 def _total(content_range: str | None) -> int | None:
@@ -290,28 +304,24 @@ def _version(headers: Any) -> str:
     return tag if tag.startswith('"') else headers.get("Last-Modified") or ""
 
 
-def _check(file: Download, path: Path) -> None:
-    """Raise DataError, and throw the file away, if it has another size or sum than is known."""
+def _fault(file: Download, path: Path) -> str | None:
+    """What is wrong with a file whose size or sum is known."""
     found = path.stat().st_size
     if file.size is not None and found != file.size:
-        path.unlink()
-        raise DataError(f"{file.name} has {found:,} bytes; {file.size:,} are expected. It was thrown away")
+        return f"has {found:,} bytes; {file.size:,} are expected"
     if file.sha256 is not None:
         with path.open("rb") as data:
             sha256 = hashlib.file_digest(data, "sha256").hexdigest()
         if sha256 != file.sha256:
-            path.unlink()
-            raise DataError(
-                f"{file.name} is not the known file (sha256 {sha256[:16]}..., expected {file.sha256[:16]}...). "
-                "It was thrown away"
-            )
+            return f"is not the known file: its sha256 is {sha256[:16]}..., not {file.sha256[:16]}..."
+    return None
 
 
 # ---------------------------------------------------------------- archives
 
 
 def unpack(archive: Path, folder: Path, progress: Progress) -> None:
-    """Unpack a zip or (compressed) tar archive into `folder`; what is there in full size is left alone.
+    """Unpack a zip or (compressed) tar archive into `folder`, over what is there.
 
     Only files and folders are made. Raises DataError at the first member that would lie outside, is a
     link or a device, and for an archive that is damaged, locked by a password or grows beyond all measure.
@@ -322,12 +332,23 @@ def unpack(archive: Path, folder: Path, progress: Progress) -> None:
             _unzip(archive, folder, limit, progress)
         else:
             _untar(archive, folder, limit, progress)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise DataError(f"{archive} cannot be unpacked: {error}") from None
     except OSError as error:  # zlib's and gzip's complaints are some too
         if error.errno is not None:
             raise
         raise DataError(f"{archive} cannot be unpacked: {error}") from None
+
+
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,  # a zip with a password
+    NotImplementedError,
+)
 
 
 def _unzip(archive: Path, folder: Path, limit: int, progress: Progress) -> None:
@@ -337,9 +358,8 @@ def _unzip(archive: Path, folder: Path, limit: int, progress: Progress) -> None:
         for done, member in enumerate(members):
             progress(f"unpacking {archive.name}", done, len(members))
             target = _inside(folder, member.filename, archive)
-            if not _whole(target, member.file_size):
-                with opened.open(member) as data:
-                    _write(data, target)
+            with opened.open(member) as data:
+                _write(data, target)
 
 
 def _untar(archive: Path, folder: Path, limit: int, progress: Progress) -> None:
@@ -355,8 +375,10 @@ def _untar(archive: Path, folder: Path, limit: int, progress: Progress) -> None:
             size += member.size
             _limit(archive, size, limit)
             data = opened.extractfile(member)
-            if data is not None and not _whole(target, member.size):
+            if data is not None:
                 _write(data, target)
+        while opened.fileobj and opened.fileobj.read(_CHUNK):
+            pass  # to the end, where the sum of what was compressed stands
 
 
 def _write(data: IO[bytes], target: Path) -> None:
@@ -365,22 +387,14 @@ def _write(data: IO[bytes], target: Path) -> None:
         shutil.copyfileobj(data, out, _CHUNK)
 
 
-def _whole(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
-
-
 def _limit(archive: Path, size: int, limit: int) -> None:
     if size > limit:
-        raise DataError(
-            f"{archive} would unpack into {_size(size)}, over {_EXPANSION} times its size; refused"
-        )
+        raise DataError(f"{archive} would unpack into over {_EXPANSION} times its size; it was refused")
 
 
 def _inside(folder: Path, name: str, archive: Path | None = None) -> Path:
     """`name` below `folder`. Raises DataError for one that would lie elsewhere."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in name:
-        raise DataError(
-            f"{archive or folder}: {name!r} would lie outside its folder; nothing more is unpacked"
-        )
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise DataError(f"{archive or folder}: {name!r} would lie outside its folder; it was refused")
     return folder / path

@@ -64,6 +64,32 @@ class Row:
         items = value if isinstance(value, list) else [value]
         return tuple(self._as_text(item, keys[0]) for item in items)
 
+    def answers(self, *keys: str) -> tuple[str, ...]:
+        """The texts under the first of `keys` that is there, of which there must be one at least.
+
+        >>> Row({"answers": []}, "a.json, data 1").answers("answers")
+        Traceback (most recent call last):
+            ...
+        harness.errors.DataError: a.json, data 1 has no answers, which every sample of this split needs
+        """
+        found = () if self.get(*keys) is None else self.texts(*keys)
+        if not found:
+            raise DataError(f"{self.where} has no {keys[0]}, which every sample of this split needs")
+        return found
+
+    def number(self, key: str) -> int:
+        """The whole number under `key`.
+
+        >>> Row({"image_id": "x"}, "a.json, entry 1").number("image_id")
+        Traceback (most recent call last):
+            ...
+        harness.errors.DataError: a.json, entry 1: image_id is 'x'; it must be a whole number
+        """
+        text = self.text(key)
+        if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
+            raise DataError(f"{self.where}: {key} is {text[:40]!r}; it must be a whole number")
+        return int(text)
+
     def some(self, *keys: str) -> dict[str, Json]:
         """Those of `keys` that are there and not null, as they stand, for a sample's meta."""
         return {key: self.values[key] for key in keys if self.values.get(key) is not None}
@@ -108,9 +134,9 @@ def rows(path: Path) -> list[Row]:
     return [Row(entry, where) for where, entry in found]
 
 
-def _json(text: str, where: str) -> Any:
+def _json(text: str, where: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=hook)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
         raise DataError(f"{where} is not JSON: {error.msg} ({place})") from None
@@ -207,15 +233,27 @@ class Loaded:
     fingerprint: str
 
 
-def document(path: Path) -> dict[str, Any]:
-    """A JSON file that is one object, as most official annotations are. Raises DataError otherwise."""
+def document(path: Path, *, unique: bool = False) -> dict[str, Any]:
+    """A JSON file that is one object, as most official annotations are. Raises DataError otherwise.
+
+    unique: refuse a key that comes twice, of which JSON would silently keep the last.
+    """
     try:
-        content = _json(read(path).decode("utf-8-sig"), str(path))
+        content = _json(read(path).decode("utf-8-sig"), str(path), _each_once if unique else None)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} is not an object in braces")
     return content
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} comes twice")
+        found[key] = value
+    return found
 
 
 def entries(path: Path, key: str) -> list[Row]:
@@ -242,7 +280,7 @@ def vicrop(root: Path | None) -> Loaded:
     """
     if root is None:
         raise DataError("format=vicrop needs root=FILE, ViCrop's unified JSON")
-    path = root / "data.json" if root.is_dir() else root
+    path = Path(root) / "data.json" if Path(root).is_dir() else Path(root)
     found = rows(path)
     folder = path.parent / "images" if (path.parent / "images").is_dir() else path.parent
     pictures = [picture_in(folder, row.text("image_path")) for row in found]
@@ -285,13 +323,23 @@ _SUBSET = re.compile(r"random:(\d+)@seed=(\d+)")
 
 
 def samples_of(
-    loaded: Loaded, make: Callable[[Row, Picture], Sample], what: str, expected: Sequence[int], size: Size
+    loaded: Loaded,
+    make: Callable[[Row, Picture], Sample],
+    what: str,
+    expected: Sequence[int],
+    size: Size,
+    subset: str | None = None,
 ) -> list[Sample]:
-    """A sample for each row, in the file's order; raises DataError for a wrong number or an id used twice."""
+    """A sample for each row, in the file's order, or for those of a subset, in the order drawn.
+
+    Raises DataError for an id used twice, and for a wrong number of rows, unless any will do or a random
+    part of whatever is there is asked for. (A paper's own draw depends on how many there are.)
+    """
     samples = [make(row, picture) for row, picture in zip(loaded.rows, loaded.pictures, strict=True)]
-    check_size(what, len(samples), expected, size)
+    free = subset is not None and subset.startswith("random:")
+    check_size(what, len(samples), expected, "any" if free else size)
     check_ids((sample.id, row.where) for sample, row in zip(samples, loaded.rows, strict=True))
-    return samples
+    return select(samples, subset)
 
 
 def select(samples: Sequence[Sample], subset: str | None) -> list[Sample]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from harness.errors import DataError
 from harness.pictures import Picture, picture_in
-from harness.types import Decoding, Metric, Request, Sample, Task
+from harness.types import Decoding, Hints, Metric, Request, Sample, Task
 from metrics import aokvqa, choice
 from tasks import _hub
 from tasks._source import (
@@ -30,7 +30,6 @@ from tasks._source import (
     first_of,
     rows,
     samples_of,
-    select,
     short_question,
     vicrop,
     vicrop_sample,
@@ -66,69 +65,74 @@ def task(
     format: Literal["official", "vicrop"] = "official",
     subset: str | None = None,
     size: Size = "official",
+    hf_id: str | None = None,
     revision: str | None = None,
 ) -> Task:
     """A-OKVQA: the 1,145 validation questions.
 
     root: the official files; without it, the hub. answers: `direct` (ten free answers; difficult
-    questions are left out, as the official evaluation does) or `choice` (of four, by letter). protocol:
-    `vicrop` is the only published one for direct answers (20 tokens, all questions, both sides
-    normalised); `llava` and `lmms` ask with their usual short-answer and letter prompts, and are scored
-    officially; `vlmevalkit` has its own multiple-choice prompt. format=vicrop: root is ViCrop's unified
-    file (direct answers). subset: as in random:500@seed=42. size=any: files of other lengths.
-    revision: of the hub's copy.
+    questions are left out, as the official evaluation does; the score of normalised answers stands beside
+    the official one) or `choice` (of four, by letter). protocol: `vicrop` is the only published one for
+    direct answers, and has no other (20 tokens, all questions, both sides normalised); `llava` and `lmms`
+    ask with their usual short-answer and letter prompts; `vlmevalkit` has a multiple-choice prompt only.
+    format=vicrop: root is ViCrop's unified file (direct answers). subset: as in random:500@seed=42.
+    size=any: files of other lengths. hf_id, revision: another dataset of the same columns (a hub's id, or
+    a folder), and its commit.
     """
+    if protocol == "vlmevalkit" and answers == "direct":
+        raise ValueError("protocol=vlmevalkit asks for a choice only; say answers=choice")
+    if answers == "choice" and "vicrop" in (protocol, format):
+        raise ValueError(
+            "ViCrop asks for direct answers only, and its file has no choices; say answers=direct"
+        )
     if format == "vicrop":
-        if answers == "choice":
-            raise ValueError("ViCrop's unified file has no choices; use answers=direct")
         loaded = vicrop(root)
-        samples = samples_of(loaded, vicrop_sample, "aokvqa", (), "any")
+        samples = samples_of(loaded, vicrop_sample, "aokvqa", (), "any", subset)
     else:
-        loaded = _load(root, revision)
-        samples = samples_of(loaded, partial(_sample, answers=answers), "aokvqa val", [_SIZE], size)
+        tables = _hub.tables(SOURCE.hub, hf_id, revision)
+        loaded = tables(None, "validation") if root is None else _load(Path(root))
+        samples = samples_of(loaded, partial(_sample, answers=answers), "aokvqa val", [_SIZE], size, subset)
     return Task(
         name="aokvqa",
         version="1.0",
-        protocol=f"{protocol}, {answers}",
+        protocol=protocol if answers == "direct" else f"{protocol}, choice",
         fingerprint=loaded.fingerprint,
-        samples=select(samples, subset),
+        samples=samples,
         request=partial(_request, answers=answers, protocol=protocol),
-        metrics=(_metric(answers, protocol),),
+        metrics=_metrics(answers, protocol),
         primary="accuracy",
         postprocess=str if protocol == "vicrop" else str.strip,  # mllms_know scores what was generated
     )
 
 
-def _metric(answers: Answers, protocol: Protocol) -> Metric:
+def _metrics(answers: Answers, protocol: Protocol) -> tuple[Metric, ...]:
     if answers == "choice":
-        return choice.metric("vlmevalkit" if protocol == "vlmevalkit" else "strict")
-    return aokvqa.metric("vicrop" if protocol == "vicrop" else "official")
+        return (choice.metric("vlmevalkit" if protocol == "vlmevalkit" else "strict"),)
+    if protocol == "vicrop":
+        return (aokvqa.metric("vicrop"),)
+    return (aokvqa.metric("official"), aokvqa.metric("normalised"))
 
 
 def _request(sample: Sample, answers: Answers, protocol: Protocol) -> Request:
+    """The options belong to the question: what a method asks instead of it has none."""
     question, instruction = sample.question, f"{' ' if protocol == 'vicrop' else chr(10)}{SHORT}"
+    hints = short_question(sample)
     if answers == "choice":
         options: list[str] = list(sample.meta["options"])  # type: ignore[arg-type]
-        listed = "".join(
-            f"{letter}. {text}\n" for letter, text in zip(ascii_uppercase, options, strict=False)
-        )
-        instruction = f"\n{listed}{LETTER}"
+        listed = "".join(f"\n{letter}. {o}" for letter, o in zip(ascii_uppercase, options, strict=False))
+        question, instruction, hints = question + listed, f"\n{LETTER}", Hints(sample.question)
         if protocol == "vlmevalkit":
-            question = f"Question: {sample.question}\n"
-            asks = "Please select the correct answer from the options above. \n"
-            instruction = f"Options:\n{listed}{asks}"
+            question = f"Question: {sample.question}\nOptions:{listed}"
+            instruction = "\nPlease select the correct answer from the options above. \n"
     return Request(
-        sample.images,
-        question,
-        instruction,
-        decoding=Decoding(max_tokens=_TOKENS[protocol]),
-        hints=short_question(sample),
+        sample.images, question, instruction, decoding=Decoding(max_tokens=_TOKENS[protocol]), hints=hints
     )
 
 
 def _sample(row: Row, picture: Picture, answers: Answers) -> Sample:
-    direct, options = _direct_answers(row), row.texts("choices")
-    index = row.get("correct_choice_idx")
+    direct, options, index = _direct_answers(row), row.answers("choices"), row.number("correct_choice_idx")
+    if index >= len(options):
+        raise DataError(f"{row.where}: correct_choice_idx is {index}; there are {len(options)} choices")
     return Sample(
         id=row.text("question_id"),
         images=(picture,),
@@ -147,19 +151,19 @@ def _direct_answers(row: Row) -> tuple[str, ...]:
     stored = row.get("direct_answers")
     if isinstance(stored, str):
         try:
-            stored = ast.literal_eval(stored)
-        except (ValueError, SyntaxError):
-            raise DataError(f"{row.where}: direct_answers is {stored[:60]!r}, which is no list") from None
-        return Row({"direct_answers": stored}, row.where).texts("direct_answers")
-    return row.texts("direct_answers")
+            found = ast.literal_eval(stored)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            found = None
+        if not isinstance(found, list):
+            raise DataError(f"{row.where}: direct_answers is {stored[:60]!r}, which is no list")
+        return Row({"direct_answers": found}, row.where).answers("direct_answers")
+    return row.answers("direct_answers")
 
 
-def _load(root: Path | None, revision: str | None) -> Loaded:
-    if root is None:
-        return _hub.load(SOURCE.hub, None, "validation", revision=revision)
-    root = check_folder(Path(root), SOURCE.layout)
+def _load(root: Path) -> Loaded:
+    check_folder(root, SOURCE.layout)
     path = first_of(root, "aokvqa_v1p0_val.json")
     folder = first_of(root, "val2017", "images/val2017", "images")
     found = rows(path)
-    pictures = [picture_in(folder, f"{int(row.text('image_id')):012}.jpg") for row in found]
+    pictures = [picture_in(folder, f"{row.number('image_id'):012}.jpg") for row in found]
     return Loaded(found, pictures, fingerprint([path]))

@@ -26,7 +26,6 @@ from tasks._source import (
     fingerprint,
     first_of,
     samples_of,
-    select,
     short_question,
     vicrop,
     vicrop_sample,
@@ -38,7 +37,7 @@ Split = Literal["validation", "test"]
 SOURCE = Source(
     title="DocVQA, single page (task 1)",
     licence="research use; the portal's terms",
-    layout="spdocvqa_qas/val_v1.0_withQT.json (or test_v1.0.json), spdocvqa_images/",
+    layout="spdocvqa_qas/val_v1.0_withQT.json (for split=test test_v1.0.json), spdocvqa_images/",
     hub=("lmms-lab/DocVQA", "lmms-lab-encoder/DocVQA"),
     form="register at https://rrc.cvc.uab.es/?ch=17 (Downloads) and unpack questions and images into root",
 )
@@ -59,6 +58,7 @@ def task(
     format: Literal["official", "vicrop"] = "official",
     subset: str | None = None,
     size: Size = "official",
+    hf_id: str | None = None,
     revision: str | None = None,
 ) -> Task:
     """DocVQA: 5,349 validation questions, or the 5,188 of the test split, which have no answers.
@@ -66,22 +66,24 @@ def task(
     root: the official files; without it, the hub. protocol: `lmms` (32 tokens, ANLS), `vicrop` (20; its
     score is no ANLS: a label contains the answer or the answer a label), `vlmevalkit`. Scores are also
     shown by question type; a question counts in each of its types. format=vicrop: root is ViCrop's
-    unified file. subset: as in random:500@seed=42. size=any: files of other lengths. revision: of the
-    hub's copy.
+    unified file. subset: as in random:500@seed=42. size=any: files of other lengths. hf_id, revision:
+    another dataset of the same columns (a hub's id, or a folder), and its commit.
     """
     if format == "vicrop":
         loaded = vicrop(root)
-        samples = samples_of(loaded, vicrop_sample, "docvqa", (), "any")
+        samples = samples_of(loaded, vicrop_sample, "docvqa", (), "any", subset)
     else:
-        loaded = _load(root, split, revision)
-        samples = samples_of(loaded, _sample, f"docvqa {split}", [_SIZES[split]], size)
+        tables = _hub.tables(SOURCE.hub, hf_id, revision)
+        loaded = tables("DocVQA", split) if root is None else _load(Path(root), split)
+        make = partial(_sample, answered=split == "validation")
+        samples = samples_of(loaded, make, f"docvqa {split}", [_SIZES[split]], size, subset)
     instruction, tokens, variant = _PROTOCOLS[protocol]
     return Task(
         name="docvqa",
         version="1.0",
         protocol=protocol,
         fingerprint=loaded.fingerprint,
-        samples=select(samples, subset),
+        samples=samples,
         request=partial(_request, instruction=instruction, tokens=tokens),
         metrics=(anls.metric(variant),) if split == "validation" else (),
         primary="anls",
@@ -105,20 +107,18 @@ def _request(sample: Sample, instruction: str, tokens: int) -> Request:
     )
 
 
-def _sample(row: Row, picture: Picture) -> Sample:
+def _sample(row: Row, picture: Picture, answered: bool) -> Sample:
     return Sample(
         id=row.text("questionId"),
         images=(picture,),
         question=row.text("question"),
-        targets=row.texts("answers") if row.get("answers") else (),
+        targets=row.answers("answers") if answered else (),
         meta=row.some("question_types", "docId", "ucsf_document_id", "ucsf_document_page_no"),
     )
 
 
-def _load(root: Path | None, split: Split, revision: str | None) -> Loaded:
-    if root is None:
-        return _hub.load(SOURCE.hub, "DocVQA", split, revision=revision)
-    root = check_folder(Path(root), SOURCE.layout)
+def _load(root: Path, split: Split) -> Loaded:
+    check_folder(root, SOURCE.layout)
     name = {"validation": "val_v1.0_withQT.json", "test": "test_v1.0.json"}[split]
     path = first_of(root, f"spdocvqa_qas/{name}", name)
     folder = first_of(root, "spdocvqa_images", "images", "documents")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from harness.errors import DataError
 from harness.pictures import Picture, picture_in
@@ -27,7 +27,6 @@ from tasks._source import (
     fingerprint,
     first_of,
     samples_of,
-    select,
     short_question,
     vicrop,
     vicrop_sample,
@@ -66,6 +65,7 @@ def task(
     format: Literal["official", "vicrop"] = "official",
     subset: str | None = None,
     size: Size = "official",
+    hf_id: str | None = None,
     revision: str | None = None,
 ) -> Task:
     """GQA: the 12,578 questions of testdev_balanced, about 398 images.
@@ -73,27 +73,29 @@ def task(
     root: the official files; without it, the hub. protocol: `llava` (128 tokens; trailing dots and
     capitals are forgiven), `lmms` (16; punctuation is), `vicrop` (20; the reference may be part of the
     answer, so that "woman" counts as "man"), `vlmevalkit`. Scores are also shown by structural, semantic
-    and detailed type. format=vicrop: root is ViCrop's unified file. subset: as in
-    random:500@seed=42. size=any: files of other lengths. revision: of the hub's copy.
+    and detailed type, by the question's words and by the steps to its answer. format=vicrop: root is
+    ViCrop's unified file. subset: as in random:500@seed=42. size=any: files of other lengths. hf_id,
+    revision: another dataset of the same columns (a hub's id, or a folder), and its commit.
     """
     if format == "vicrop":
         loaded = vicrop(root)
-        samples = samples_of(loaded, vicrop_sample, "gqa", (), "any")
+        samples = samples_of(loaded, vicrop_sample, "gqa", (), "any", subset)
     else:
-        loaded = _load(root, revision)
-        samples = samples_of(loaded, _sample, "gqa testdev_balanced", [_SIZE], size)
+        tables = _hub.tables(SOURCE.hub, hf_id, revision)
+        loaded = _from_hub(tables) if root is None else _load(Path(root))
+        samples = samples_of(loaded, _sample, "gqa testdev_balanced", [_SIZE], size, subset)
     instruction, tokens, variant = _PROTOCOLS[protocol]
     return Task(
         name="gqa",
         version="1.2",
         protocol=protocol,
         fingerprint=loaded.fingerprint,
-        samples=select(samples, subset),
+        samples=samples,
         request=partial(_request, instruction=instruction, tokens=tokens),
         metrics=(exact.metric(variant),),
         primary="accuracy",
         postprocess=str if protocol == "vicrop" else str.strip,  # mllms_know scores what was generated
-        breakdowns=("structural", "semantic", "detailed"),
+        breakdowns=("structural", "semantic", "detailed", "words", "steps"),
     )
 
 
@@ -108,8 +110,8 @@ def _request(sample: Sample, instruction: str, tokens: int) -> Request:
 
 
 def _sample(row: Row, picture: Picture) -> Sample:
-    kinds: Any = row.get("types") or {}
-    names = ("structural", "semantic", "detailed")
+    kinds, steps = row.get("types"), row.get("semantic")
+    types = Row(kinds if isinstance(kinds, dict) else {}, row.where)
     return Sample(
         id=row.text("id"),
         images=(picture,),
@@ -117,17 +119,17 @@ def _sample(row: Row, picture: Picture) -> Sample:
         targets=(row.text("answer"),),
         meta={
             "image_id": row.text("imageId"),
-            **{name: kinds[name] for name in names if kinds.get(name) is not None},
+            **types.some("structural", "semantic", "detailed"),
+            "words": f"{len(row.text('question').split()):02}",  # two digits: groups are sorted as texts
+            **({"steps": f"{len(steps):02}"} if isinstance(steps, list) else {}),
         },
     )
 
 
-def _load(root: Path | None, revision: str | None) -> Loaded:
-    if root is None:
-        return _from_hub(revision)
-    root = check_folder(Path(root), SOURCE.layout)
+def _load(root: Path) -> Loaded:
+    check_folder(root, SOURCE.layout)
     path = first_of(root, "testdev_balanced_questions.json", "questions1.2/testdev_balanced_questions.json")
-    content = document(path)
+    content = document(path, unique=True)
     if not all(isinstance(entry, dict) for entry in content.values()):
         raise DataError(f"{path} is not an object of questions by their ids")
     rows = [Row({**entry, "id": name}, f"{path}, {name}") for name, entry in content.items()]
@@ -135,10 +137,10 @@ def _load(root: Path | None, revision: str | None) -> Loaded:
     return Loaded(rows, pictures, fingerprint([path]))
 
 
-def _from_hub(revision: str | None) -> Loaded:
+def _from_hub(tables: _hub.Tables) -> Loaded:
     """Questions and images are two tables, joined by the image's id."""
-    asked = _hub.load(SOURCE.hub, "testdev_balanced_instructions", "testdev", revision=revision)
-    shown = _hub.load(SOURCE.hub, "testdev_balanced_images", "testdev", revision=revision)
+    asked = tables("testdev_balanced_instructions", "testdev")
+    shown = tables("testdev_balanced_images", "testdev")
     by_id = {row.text("id"): picture for row, picture in zip(shown.rows, shown.pictures, strict=True)}
     missing = {row.text("imageId") for row in asked.rows} - by_id.keys()
     if missing:

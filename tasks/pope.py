@@ -29,7 +29,6 @@ from tasks._source import (
     fingerprint,
     rows,
     samples_of,
-    select,
     short_question,
     vicrop,
     vicrop_sample,
@@ -69,7 +68,7 @@ _PARSERS: dict[Protocol, yesno.Parser] = {
     "vlmevalkit": "vlmevalkit",
 }
 
-_SIZES = {"random": (3000, 2910), "popular": (3000,), "adversarial": (3000,)}
+_SIZES: dict[Category, tuple[int, ...]] = {"random": (3000, 2910), "popular": (3000,), "adversarial": (3000,)}
 
 _REVISIONS = {
     "c16b65d2": "e3e3926",
@@ -93,29 +92,33 @@ def task(
     format: Literal["official", "vicrop"] = "official",
     subset: str | None = None,
     size: Size = "official",
+    hf_id: str | None = None,
     revision: str | None = None,
 ) -> Task:
     """POPE on COCO: 3 x 3,000 questions (2,910 random ones in the revision that LLaVA pins).
 
-    root: the folder with coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json;
-    without it, the hub. protocol: the prompt, and the parser and number of that code base: `llava` (ranked
-    by the mean of the categories' F1), `lmms` and `vlmevalkit` (pooled F1), `vicrop` (accuracy).
-    categories: which, as in categories=random+popular. parser: another than the protocol's. images: the
-    folder of COCO's val2014 images, by default root/val2014, root/images/val2014, root/images or root
-    itself, the first that exists. format=vicrop: root is ViCrop's unified file. subset: as in
-    random:500@seed=42. size=any: files of other lengths. revision: of the hub's copy.
+    root: the folder with coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json, or
+    with a folder coco that has them, as LLaVA's; without it, the hub. protocol: the prompt, and the parser
+    and number of that code base: `llava` (ranked by the mean of the categories' F1), `lmms` and
+    `vlmevalkit` (pooled F1), `vicrop` (accuracy). categories: which, as in categories=random+popular.
+    parser: another than the protocol's. images: the folder of COCO's val2014 images, by default
+    root/val2014, root/images/val2014, root/images or root itself, the first that exists. format=vicrop:
+    root is ViCrop's unified file. subset: as in random:500@seed=42. size=any: files of other lengths.
+    hf_id, revision: another dataset of the same columns (a hub's id, or a folder), and its commit.
 
     The sample ids are random/1 and so on: the files' own ids begin at 1 in each.
     """
     if format == "vicrop":
-        loaded = vicrop(root)
-        samples = samples_of(loaded, vicrop_sample, "pope", (), "any")
+        loaded, version = vicrop(root), "vicrop"
+        samples = samples_of(loaded, vicrop_sample, "pope", (), "any", subset)
     else:
-        loaded = _from_hub(categories, revision) if root is None else _load(Path(root), categories, images)
-        samples = samples_of(loaded, _sample, "pope", (), "any")
-        for category in categories:
-            number = sum(sample.category == category for sample in samples)
+        tables = _hub.tables(SOURCE.hub, hf_id, revision)
+        loaded = _from_hub(tables, categories) if root is None else _load(Path(root), categories, images)
+        version = "hub" if root is None else _version(Path(root), categories)
+        for category in categories if subset is None else ():
+            number = sum(row.get("category") == category for row in loaded.rows)
             check_size(f"pope {category}", number, _SIZES[category], size)
+        samples = samples_of(loaded, _sample, "pope", (), "any", subset)
     instruction, tokens, primary = _PROTOCOLS[protocol]
 
     def request(sample: Sample) -> Request:
@@ -129,10 +132,10 @@ def task(
 
     return Task(
         name="pope",
-        version=_version(root, categories) if root is not None and format == "official" else "hub",
+        version=version,
         protocol=protocol,
         fingerprint=loaded.fingerprint,
-        samples=select(samples, subset),
+        samples=samples,
         request=request,
         metrics=(yesno.metric(parser or _PARSERS[protocol]),),
         primary=primary,
@@ -169,8 +172,8 @@ def _load(root: Path, categories: Sequence[Category], images: Path | None) -> Lo
     return Loaded(found, pictures, fingerprint(_paths(root, categories)))
 
 
-def _from_hub(categories: Sequence[Category], revision: str | None) -> Loaded:
-    table = _hub.load(SOURCE.hub, None, "test", revision=revision)
+def _from_hub(tables: _hub.Tables, categories: Sequence[Category]) -> Loaded:
+    table = tables(None, "test")
     pairs = [
         pair
         for pair in zip(table.rows, table.pictures, strict=True)
@@ -180,7 +183,10 @@ def _from_hub(categories: Sequence[Category], revision: str | None) -> Loaded:
 
 
 def _paths(root: Path, categories: Sequence[Category]) -> list[Path]:
-    return [root / f"coco_pope_{category}.json" for category in categories]
+    """LLaVA keeps the files in a folder coco; its own file of prompts repeats their questions in order."""
+    places = (root, root / "coco", root / "output" / "coco")
+    folder = next((place for place in places if any(place.glob("coco_pope_*.json"))), root)
+    return [folder / f"coco_pope_{category}.json" for category in categories]
 
 
 def _version(root: Path, categories: Sequence[Category]) -> str:
@@ -195,4 +201,4 @@ def _image_folder(root: Path) -> Path:
 
 
 def _present(root: Path) -> list[str]:
-    return [category for category in _SIZES if (root / f"coco_pope_{category}.json").exists()]
+    return [name for name, path in zip(_SIZES, _paths(root, list(_SIZES)), strict=True) if path.exists()]

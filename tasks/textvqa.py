@@ -6,10 +6,12 @@ methods. Singh et al., "Towards VQA Models That Can Read", CVPR 2019; version 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from harness.errors import DataError
 from harness.pictures import Picture, picture_in
 from harness.types import Decoding, Json, Request, Sample, Task
 from metrics import vqa
@@ -25,8 +27,8 @@ from tasks._source import (
     entries,
     fingerprint,
     first_of,
+    rows,
     samples_of,
-    select,
     short_question,
     vicrop,
     vicrop_sample,
@@ -34,11 +36,13 @@ from tasks._source import (
 
 Protocol = Literal["lmms", "llava", "vicrop", "vlmevalkit"]
 Split = Literal["validation", "test"]
+Ocr = Literal["none", "rosetta"]
 
 SOURCE = Source(
     title="TextVQA 0.5.1",
     licence="CC BY 4.0",
-    layout="TextVQA_0.5.1_val.json (and TextVQA_Rosetta_OCR_v0.2_val.json for ocr=rosetta), train_images/",
+    layout="TextVQA_0.5.1_val.json and train_images/; for ocr=rosetta also TextVQA_Rosetta_OCR_v0.2_val.json "
+    "or LLaVA's llava_textvqa_val_v051_ocr.jsonl; for split=test the same of test, and test_images/",
     hub=("lmms-lab/textvqa", "lmms-lab-encoder/textvqa"),
     files=(
         Download(
@@ -57,12 +61,13 @@ SOURCE = Source(
 )
 
 _SIZES = {"validation": 5000, "test": 5734}
-_METRICS: dict[Protocol, vqa.Variant] = {
-    "lmms": "m4c",
-    "llava": "m4c",
-    "vicrop": "vicrop",
-    "vlmevalkit": "vlmevalkit",
+_PROTOCOLS: dict[Protocol, tuple[str, int, vqa.Variant, Ocr]] = {
+    "lmms": (f"\n{SHORT}", 1024, "m4c", "none"),
+    "llava": (f"\n{SHORT}", 128, "m4c", "rosetta"),
+    "vicrop": (f" {SHORT}", 20, "vicrop", "none"),
+    "vlmevalkit": (f"\n{SHORT}", 512, "vlmevalkit", "none"),
 }
+"""Instruction, new tokens at most, metric, OCR tokens in the prompt."""
 
 
 def task(
@@ -70,10 +75,11 @@ def task(
     *,
     split: Split = "validation",
     protocol: Protocol = "lmms",
-    ocr: Literal["none", "rosetta"] | None = None,
+    ocr: Literal["auto", "none", "rosetta"] = "auto",
     format: Literal["official", "vicrop"] = "official",
     subset: str | None = None,
     size: Size = "official",
+    hf_id: str | None = None,
     revision: str | None = None,
 ) -> Task:
     """TextVQA: 5,000 validation questions, or the 5,734 of the test split, which have no answers.
@@ -81,70 +87,96 @@ def task(
     root: the official files; without it, the hub. protocol: `lmms` (the question capitalised as
     `str.capitalize` does, 1,024 tokens), `llava` (OCR tokens in the prompt, 128), `vicrop` (20; its score
     is min(1, 0.3 n)), `vlmevalkit`. ocr: whether Rosetta's tokens stand in the prompt, worth several
-    points; the default is the protocol's. format=vicrop: root is ViCrop's unified file. subset: as in
-    random:500@seed=42. size=any: files of other lengths. revision: of the hub's copy.
+    points; `auto` is as the protocol has it, and another choice becomes part of the protocol's name.
+    format=vicrop: root is ViCrop's unified file, which has no such tokens. subset: as in
+    random:500@seed=42. size=any: files of other lengths. hf_id, revision: another dataset of the same
+    columns (a hub's id, or a folder), and its commit.
     """
-    ocr = ocr or ("rosetta" if protocol == "llava" else "none")
+    _, _, variant, usual = _PROTOCOLS[protocol]
+    seen: Ocr = usual if ocr == "auto" else ocr
     if format == "vicrop":
+        if seen == "rosetta":
+            raise DataError(
+                "ViCrop's unified file has no OCR tokens: say ocr=none, or use the official files"
+            )
         loaded = vicrop(root)
-        samples = samples_of(loaded, vicrop_sample, "textvqa", (), "any")
+        samples = samples_of(loaded, vicrop_sample, "textvqa", (), "any", subset)
     else:
-        loaded = _load(root, split, ocr, revision)
-        samples = samples_of(loaded, _sample, f"textvqa {split}", [_SIZES[split]], size)
+        tables = _hub.tables(SOURCE.hub, hf_id, revision)
+        loaded = tables(None, split) if root is None else _load(Path(root), split, protocol, seen)
+        make = partial(_sample, answered=split == "validation", ocr=seen)
+        samples = samples_of(loaded, make, f"textvqa {split}", [_SIZES[split]], size, subset)
     return Task(
         name="textvqa",
         version="0.5.1",
-        protocol=f"{protocol}, ocr={ocr}",
+        protocol=protocol if seen == usual else f"{protocol}, ocr={seen}",
         fingerprint=loaded.fingerprint,
-        samples=select(samples, subset),
-        request=partial(_request, protocol=protocol, ocr=ocr),
-        metrics=(vqa.metric(_METRICS[protocol]),) if split == "validation" else (),
+        samples=samples,
+        request=partial(_request, protocol=protocol),
+        metrics=(vqa.metric(variant),) if split == "validation" else (),
         primary="accuracy",
+        postprocess=str if protocol == "vicrop" else str.strip,  # mllms_know scores what was generated
     )
 
 
-def submission(pairs: list[tuple[Sample, str]]) -> Json:
+def submission(pairs: Sequence[tuple[Sample, str]]) -> Json:
     """EvalAI's file: a list of question_id and answer."""
     return [{"question_id": int(sample.id), "answer": answer} for sample, answer in pairs]
 
 
-def _request(sample: Sample, protocol: Protocol, ocr: str) -> Request:
-    question = sample.question.capitalize() if protocol == "lmms" else sample.question
-    tokens: list[str] = list(sample.meta.get("ocr_tokens") or ())  # type: ignore[arg-type]
-    seen = f"\nReference OCR token: {', '.join(tokens)}" if ocr == "rosetta" else ""
-    limits = {"lmms": 1024, "llava": 128, "vicrop": 20, "vlmevalkit": 512}
+def _request(sample: Sample, protocol: Protocol) -> Request:
+    instruction, tokens, _, _ = _PROTOCOLS[protocol]
+    seen = f"\nReference OCR token: {sample.meta['ocr']}" if "ocr" in sample.meta else ""
     return Request(
         sample.images,
-        question,
-        f"{seen}{' ' if protocol == 'vicrop' else chr(10)}{SHORT}",
-        decoding=Decoding(max_tokens=limits[protocol], stop=("ASSISTANT:",) if protocol == "lmms" else ()),
+        sample.question.capitalize() if protocol == "lmms" else sample.question,
+        seen + instruction,
+        decoding=Decoding(max_tokens=tokens, stop=("ASSISTANT:",) if protocol == "lmms" else ()),
         hints=short_question(sample),
     )
 
 
-def _sample(row: Row, picture: Picture) -> Sample:
+def _sample(row: Row, picture: Picture, answered: bool, ocr: Ocr) -> Sample:
+    meta = row.some("image_id")
+    if ocr == "rosetta":  # the hub's tokens are a list; those of files are joined already
+        meta |= row.some("ocr") if "ocr" in row.values else {"ocr": ", ".join(row.texts("ocr_tokens"))}
     return Sample(
         id=row.text("question_id"),
         images=(picture,),
         question=row.text("question"),
-        targets=row.texts("answers") if row.get("answers") else (),
-        meta=row.some("image_id", "ocr_tokens"),
+        targets=row.answers("answers") if answered else (),
+        meta=meta,
     )
 
 
-def _load(root: Path | None, split: Split, ocr: str, revision: str | None) -> Loaded:
-    if root is None:
-        return _hub.load(SOURCE.hub, None, split, revision=revision)
-    root = check_folder(Path(root), SOURCE.layout)
+def _load(root: Path, split: Split, protocol: Protocol, ocr: Ocr) -> Loaded:
+    check_folder(root, SOURCE.layout)
     short = {"validation": "val", "test": "test"}[split]
     paths = [first_of(root, f"TextVQA_0.5.1_{short}.json")]
-    rows = entries(paths[0], "data")
+    found = entries(paths[0], "data")
     if ocr == "rosetta":
-        paths.append(first_of(root, f"TextVQA_Rosetta_OCR_v0.2_{short}.json"))
-        seen = {row.text("image_id"): row.get("ocr_tokens") for row in entries(paths[1], "data")}
-        rows = [
-            Row({**row.values, "ocr_tokens": seen.get(row.text("image_id")) or []}, row.where) for row in rows
-        ]
+        names = [f"TextVQA_Rosetta_OCR_v0.2_{short}.json", f"llava_textvqa_{short}_v051_ocr.jsonl"]
+        paths.append(first_of(root, *(reversed(names) if protocol == "llava" else names)))
+        found = _with_ocr(found, paths[1])
     folder = first_of(root, *(("train_images", "images") if short == "val" else ("test_images", "images")))
-    pictures = [picture_in(folder, f"{row.text('image_id')}.jpg") for row in rows]
-    return Loaded(rows, pictures, fingerprint(paths))
+    pictures = [picture_in(folder, f"{row.text('image_id')}.jpg") for row in found]
+    return Loaded(found, pictures, fingerprint(paths))
+
+
+def _with_ocr(found: Sequence[Row], path: Path) -> list[Row]:
+    """The rows with their OCR tokens, by image, or by image and question from LLaVA's file of prompts."""
+    seen: dict[tuple[str, str], str | None] = {}
+    if path.suffix == ".jsonl":  # question, tokens (a prompt may have no such line), instruction
+        for row in rows(path):
+            question, *tokens = row.text("text").split("\nReference OCR token: ")
+            key = (row.text("question_id"), question.split("\n")[0].lower())  # as LLaVA's eval_textvqa.py
+            seen[key] = tokens[0].removesuffix(f"\n{SHORT}") if tokens else None
+        keys = [(row.text("image_id"), row.text("question").lower()) for row in found]
+    else:
+        for row in entries(path, "data"):
+            seen[row.text("image_id"), ""] = ", ".join(row.texts("ocr_tokens"))
+        keys = [(row.text("image_id"), "") for row in found]
+    for row, key in zip(found, keys, strict=True):
+        if key not in seen:
+            raise DataError(f"{row.where}: {path} has no OCR tokens for the image {key[0]}")
+    return [Row({**row.values, "ocr": seen[key]}, row.where) for row, key in zip(found, keys, strict=True)]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
@@ -15,7 +17,7 @@ from typing import Any, Literal
 
 from harness.errors import DataError
 from harness.pictures import Picture, picture_in
-from harness.types import Box, Decoding, Hints, Request, Sample, Task
+from harness.types import Decoding, Hints, Json, Request, Sample, Task
 from metrics import choice
 from tasks import _hub
 from tasks._source import (
@@ -26,11 +28,11 @@ from tasks._source import (
     Size,
     Source,
     check_folder,
+    check_size,
     document,
     fingerprint,
     rows,
     samples_of,
-    select,
     vicrop,
     vicrop_sample,
 )
@@ -45,10 +47,9 @@ SOURCE = Source(
     form="git clone https://huggingface.co/datasets/craigwu/vstar_bench into root",
 )
 
-CATEGORIES = ("direct_attributes", "relative_position")
-_SIZE = 191
+CATEGORIES = {"direct_attributes": 115, "relative_position": 76}
 _TOKENS: dict[Protocol, int] = {"lmms": 16, "official": 0, "vicrop": 20, "vlmevalkit": 512}
-_PARSERS: dict[Protocol, Any] = {
+_PARSERS: dict[Protocol, choice.Parser | choice.Likelihood] = {
     "lmms": "lmms",
     "official": "likelihood",
     "vicrop": "vicrop",
@@ -67,34 +68,46 @@ def task(
     shuffle: int = 0,
     subset: str | None = None,
     size: Size = "official",
+    hf_id: str | None = None,
     revision: str | None = None,
 ) -> Task:
     """V*: 191 questions, 115 about attributes (four options) and 76 about positions (two).
 
     root: test_questions.jsonl and its pictures, or only the folders with a JSON beside each picture, whose
-    options are then put in an order drawn from `shuffle` (the first is always the right one there);
-    without root, the hub. protocol: `lmms` (options as "A. text", 16 tokens), `official` (no letters: the
-    option that the model finds most likely; SEAL also pads its pictures to squares), `vicrop` (the
-    text as it stands, 20 tokens; the nearest option line), `vlmevalkit`. parser: another than the
-    protocol's. exact_prompt: lmms-eval repeats the instruction where the text has it already, and loses
-    options with parentheses; true keeps that.
-    format=vicrop: root is ViCrop's unified file. subset: as in random:100@seed=42. size=any: files of
-    other lengths. revision: of the hub's copy.
+    options are then put in an order drawn from `shuffle` (the first is always the right one there); without
+    it, the hub. protocol: `lmms` (letters, 16 tokens), `official` (no text: which option the model finds
+    most likely; the folders' own options where they are there), `vicrop` (20 tokens, the options listed as
+    in the dataset), `vlmevalkit`. parser: another than the protocol's. exact_prompt: lmms-eval's prompt
+    repeats its instruction and loses options with parentheses; true keeps that. format=vicrop: root is
+    ViCrop's unified file. subset: as in random:100@seed=42. size=any: files of other lengths. hf_id,
+    revision: another dataset (a hub's id, or a folder) with the columns of lmms-lab/vstar-bench, of
+    craigwu/vstar_bench or of ohjoonhee/vstar_bench, and its commit.
 
-    The target's box, where the files give it, is the region for oracle crops.
+    The targets' box, where the folders' JSON gives it, is the region for oracle crops.
     """
+    if exact_prompt and protocol != "lmms":
+        raise ValueError(f"exact_prompt=true is about lmms-eval's prompt; protocol is {protocol}")
+    if parser and protocol == "official":
+        raise ValueError("protocol=official has no text to parse; leave parser out")
+    version = "1"
     if format == "vicrop":
         loaded = vicrop(root)
-        samples = samples_of(loaded, _vicrop_sample, "vstar", (), "any")
+        samples = samples_of(loaded, _vicrop_sample, "vstar", (), "any", subset)
     else:
-        loaded = _load(root, revision, shuffle)
-        samples = samples_of(loaded, _sample, "vstar", [_SIZE], size)
+        tables = _hub.tables(SOURCE.hub, hf_id, revision)
+        loaded = tables(None, "test") if root is None else _load(Path(root), protocol, shuffle)
+        if root is not None and not (Path(root) / _QUESTIONS).exists() and protocol != "official":
+            version = f"1, shuffle={shuffle}"
+        for category, expected in CATEGORIES.items() if subset is None else ():
+            number = sum(row.get("category") == category for row in loaded.rows)
+            check_size(f"vstar {category}", number, [expected], size)
+        samples = samples_of(loaded, _sample, "vstar", [sum(CATEGORIES.values())], size, subset)
     return Task(
         name="vstar",
-        version="1",
-        protocol=protocol if not exact_prompt else f"{protocol}, to the byte",
+        version=version,
+        protocol=f"{protocol}, to the byte" if exact_prompt else protocol,
         fingerprint=loaded.fingerprint,
-        samples=select(samples, subset),
+        samples=samples,
         request=partial(_request, protocol=protocol, exact_prompt=exact_prompt),
         metrics=(choice.metric(parser or _PARSERS[protocol]),),
         primary="accuracy",
@@ -103,26 +116,28 @@ def task(
 
 
 def _request(sample: Sample, protocol: Protocol, exact_prompt: bool) -> Request:
+    """The options belong to the question: what a method asks instead of it has none."""
     text = str(sample.meta["text"])
     options: list[str] = list(sample.meta["options"])  # type: ignore[arg-type]
     listed = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
     question, instruction = sample.question, ""
     if protocol == "lmms":
         shown = _as_lmms_finds_them(text) if exact_prompt else listed
-        instruction = "\n" + "\n".join(shown) + f"\n{LETTER}"
+        question, instruction = "\n".join([question, *shown]), f"\n{LETTER}"
     elif protocol == "vicrop":
         question, instruction = text, f" {SHORT}"
     elif protocol == "vlmevalkit":
-        question = f"Question: {sample.question}\n"
-        asks = "Please select the correct answer from the options above. \n"
-        instruction = "Options:\n" + "\n".join(listed) + f"\n{asks}"
+        question = "\n".join([f"Question: {question}", "Options:", *listed])
+        instruction = "\nPlease select the correct answer from the options above. \n"
     region: Any = sample.meta.get("region")
     return Request(
         sample.images,
         question,
         instruction,
         decoding=Decoding(max_tokens=_TOKENS[protocol]),
-        hints=Hints(sample.question, tuple(region) if region else None),
+        hints=Hints(
+            str(sample.meta.get("short_question", sample.question)), tuple(region) if region else None
+        ),
         options=tuple(options) if protocol == "official" else (),
     )
 
@@ -148,30 +163,28 @@ def _as_lmms_finds_them(text: str) -> list[str]:
     return [f"{letter}. {part}" for letter, part in zip("ABCD", kept, strict=False)]
 
 
-def joined_text(question: str, options: list[str]) -> str:
+def joined_text(question: str, options: Sequence[str]) -> str:
     """A V* text again: the question, its lettered options, and the instruction."""
     listed = "".join(f"({letter}) {o}\n" for letter, o in zip(ascii_uppercase, options, strict=False))
     return f"{question}\n{listed}{LETTER}"
 
 
 def _sample(row: Row, picture: Picture) -> Sample:
-    text, label = row.text("text"), row.text("label")
-    question, options = split_text(text)
-    if not options or label not in ascii_uppercase[: len(options)]:
-        raise DataError(f"{row.where}: the label {label!r} names none of the {len(options)} options")
-    region = row.get("region")
+    """Of a text with its options and a letter; or of a question, its choices and the right one's number."""
+    if row.get("choices") is None:
+        text, label = row.text("text"), row.text("label")
+        question, options = split_text(text)
+    else:
+        question, options = row.text("question"), list(row.answers("choices"))
+        text, label = joined_text(question, options), _letter(row.number("answer"))
+    name = row.where.rpartition(" ")[2] if row.get("question_id") is None else row.text("question_id")
     return Sample(
-        id=row.text("question_id"),
+        id=name,
         images=(picture,),
         question=question,
         targets=(label,),
         category=row.text("category"),
-        meta={
-            "text": text,
-            "options": options,
-            "answer_index": ascii_uppercase.index(label),
-            **({"region": region} if region else {}),
-        },
+        meta={"text": text, **_options(row, options, label), **row.some("region")},
     )
 
 
@@ -179,63 +192,72 @@ def _vicrop_sample(row: Row, picture: Picture) -> Sample:
     """Of ViCrop's unified file: the whole text is the question, the letter stands in the labels."""
     plain = vicrop_sample(row, picture)
     question, options = split_text(plain.question)
-    label = plain.targets[0] if plain.targets else ""
-    if label not in ascii_uppercase[: len(options)] or not label:
+    label = row.answers("labels")[0]
+    meta = {**plain.meta, "text": plain.question, **_options(row, options, label)}
+    return replace(plain, question=question, targets=(label,), category=row.get("category"), meta=meta)
+
+
+def _letter(number: int) -> str:
+    return ascii_uppercase[number : number + 1]
+
+
+def _options(row: Row, options: Sequence[str], label: str) -> dict[str, Json]:
+    letters = list(ascii_uppercase[: len(options)])
+    if label not in letters:
         raise DataError(f"{row.where}: the label {label!r} names none of the {len(options)} options")
-    return Sample(
-        id=plain.id,
-        images=plain.images,
-        question=str(plain.meta.get("short_question", question)),
-        targets=(label,),
-        meta={
-            "text": plain.question,
-            "options": options,
-            "answer_index": ascii_uppercase.index(label),
-        },
-    )
+    return {"options": list(options), "answer_index": letters.index(label)}
 
 
 # ---------------------------------------------------------------- files
 
+_QUESTIONS = "test_questions.jsonl"
 
-def _load(root: Path | None, revision: str | None, shuffle: int) -> Loaded:
-    if root is None:
-        return _hub.load(SOURCE.hub, None, "test", revision=revision)
-    root = check_folder(Path(root), SOURCE.layout)
-    path = root / "test_questions.jsonl"
-    if path.exists():
-        found = rows(path)
-        return Loaded(found, [picture_in(root, row.text("image")) for row in found], fingerprint([path]))
+
+def _load(root: Path, protocol: Protocol, shuffle: int) -> Loaded:
+    """The questions' file, with the boxes of the folders; or the folders' own questions."""
+    check_folder(root, SOURCE.layout)
     paths = [path for category in CATEGORIES for path in sorted((root / category).glob("*.json"))]
-    if not paths:
-        raise DataError(f"{root} holds neither test_questions.jsonl nor {' and '.join(CATEGORIES)}")
-    found = [_from_file(path, shuffle) for path in paths]
+    if (root / _QUESTIONS).exists() and not (protocol == "official" and paths):
+        boxes = {f"{path.parent.name}/{path.stem}": _box(Row(document(path), str(path))) for path in paths}
+        paths = [root / _QUESTIONS, *paths]
+        found = [
+            Row({**row.values, **boxes.get(row.text("image").rpartition(".")[0], {})}, row.where)
+            for row in rows(root / _QUESTIONS)
+        ]
+    else:
+        found = [_from_file(path, None if protocol == "official" else shuffle) for path in paths]
+    if not found:
+        raise DataError(f"{root} holds neither {_QUESTIONS} nor {' and '.join(CATEGORIES)}")
     return Loaded(found, [picture_in(root, row.text("image")) for row in found], fingerprint(paths))
 
 
-def _from_file(path: Path, shuffle: int) -> Row:
-    """The row of a picture's own JSON: options shuffled, for there the right one always comes first."""
+def _from_file(path: Path, shuffle: int | None) -> Row:
+    """The row of a picture's own JSON, whose first option is the right one: shuffled, unless for None."""
     row = Row(document(path), str(path))
-    options = list(row.texts("options"))
-    right = options[0]
+    options = list(row.answers("options"))
+    order = list(range(len(options)))
     name = f"{path.parent.name}/{path.stem}"
-    random.Random(f"{shuffle} {name}").shuffle(options)
+    if shuffle is not None:
+        random.Random(f"{shuffle} {name}").shuffle(order)
     pictures = [file for file in sorted(path.parent.glob(f"{path.stem}.*")) if file.suffix != ".json"]
     values = {
         "question_id": name,
         "image": f"{path.parent.name}/{pictures[0].name}" if pictures else f"{name}.jpg",
         "category": path.parent.name,
-        "text": joined_text(row.text("question"), options),
-        "label": ascii_uppercase[options.index(right)],
-        "region": _around(row.get("bbox")),
+        "text": joined_text(row.text("question"), [options[place] for place in order]),
+        "label": _letter(order.index(0)),
     }
-    return Row(values, str(path))
+    return Row({**values, **_box(row)}, str(path))
 
 
-def _around(boxes: Any) -> list[float] | None:
-    """The rectangle around all targets' boxes (x, y, width, height), as (x1, y1, x2, y2)."""
-    if not boxes:
-        return None
-    corners: list[Box] = [(x, y, x + width, y + height) for x, y, width, height in boxes]
-    lows = [min(corner[side] for corner in corners) for side in (0, 1)]
-    return lows + [max(corner[side] for corner in corners) for side in (2, 3)]
+def _box(row: Row) -> Mapping[str, Json]:
+    """The rectangle around all targets' boxes (x, y, width, height), as `region`: (x1, y1, x2, y2)."""
+    boxes: Any = row.get("bbox") or []
+    try:
+        corners = [(x + 0, y + 0, x + width, y + height) for x, y, width, height in boxes]
+    except (TypeError, ValueError):
+        raise DataError(f"{row.where}: bbox is {boxes!r:.80}; it must be a list of [x, y, w, h]") from None
+    if not corners:
+        return {}
+    left, top, right, bottom = zip(*corners, strict=True)
+    return {"region": [min(left), min(top), max(right), max(bottom)]}

@@ -391,7 +391,7 @@ def test_what_is_missing_of_coco_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"lacks instances_val2014\.json\. CHAIR's ground truth is made of"):
         chair_task(tmp_path)
     coco(tmp_path)
-    for content in ("{", "[]", "{}"):
+    for content in ("{", "[]", "{}", '{"images": []}', '{"images": [{"id": "x"}]}'):
         (folder / "instances_val2014.json").write_text(content)
         with pytest.raises(DataError, match=r"instances_val2014\.json is no annotation file of COCO"):
             chair_task(tmp_path)

@@ -71,7 +71,7 @@ def test_an_unknown_knob_gets_the_nearest_and_the_list() -> None:
         ("small_detail:glyph=12", "needs 2 values, such as 16-24"),
         ("small_detail:glyph=90-99", "use a range within 7-60"),
         ("small_detail:size=0", "it must be 1 or more"),
-        ("pope", "pope needs root="),
+        ("vqa_file", "vqa_file needs path="),
     ],
 )
 def test_a_value_of_the_wrong_type_or_range_is_named_with_what_would_do(spec: str, complaint: str) -> None:
