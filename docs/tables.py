@@ -47,13 +47,17 @@ def _overview() -> Iterator[str]:
         rows.append(
             [
                 f"[{name}](#{name})",
-                resolve.summary(where),
-                getattr(source, "licence", "") or "",
+                source.title if source else resolve.summary(where),
+                source.size if source else "",
+                source.licence if source else "",
                 ", ".join(protocols[0].split("|")) if protocols else "",
+                source.metric if source else "",
+                ", ".join(source.hub) if source else "",
             ]
         )
     yield "## All tasks"
-    yield _table(["task", "", "licence", "protocols (the first is the default)"], rows)
+    yield "The first protocol is the default. Without `root=DIR`, rows come from the first hub id that works."
+    yield _table(["task", "source", "samples", "licence", "protocols", "ranked by", "hub"], rows)
 
 
 def _variants() -> Iterator[str]:

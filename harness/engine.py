@@ -92,13 +92,12 @@ class Selection:
 
     def json(self) -> dict[str, Any]:
         ids = [sample.id for sample in self.samples]
-        part = {} if len(ids) == self.of else {"ids": ids}
         return {
             "n": len(ids) * self.repeats,
             "of": self.of,
             "repeats": self.repeats,
             "digest": digest([ids, self.repeats]),
-            **part,
+            "ids": ids,
         }
 
 
@@ -427,13 +426,13 @@ def score(path: Path, metrics: Sequence[Metric]) -> Mapping[str, Any]:
     with RunDirectory(path) as directory:
         content = read_run(path)
         selection = content["selection"]
-        chosen = set(selection["ids"]) if "ids" in selection else None
+        chosen = set(selection["ids"])
         records = list(read_records(path))
         records = measured_again(records, metrics)
         picked = [
             record
             for record in records
-            if (chosen is None or record.sample_id in chosen) and record.repeat < selection["repeats"]
+            if record.sample_id in chosen and record.repeat < selection["repeats"]
         ]
         rows = [slim(record, content["breakdowns"]) for record in picked]
         fresh = summarise(metrics, rows, selection["n"], picked)

@@ -68,19 +68,28 @@ def _table(name: str, config: str | None, split: str, revision: str | None) -> t
 
     datasets.disable_progress_bars()
     folder = Path(name).expanduser()
-    path = str(folder) if folder.is_dir() else name
+    path, cache = (str(folder), _cache(folder)) if folder.is_dir() else (name, None)
     try:
-        builder = datasets.load_dataset_builder(path, config, revision=revision)
+        builder = datasets.load_dataset_builder(path, config, revision=revision, cache_dir=cache)
     except ValueError as error:
         if config is None or "BuilderConfig" not in str(error):
             raise
-        builder = datasets.load_dataset_builder(path, revision=revision)
-    commit = None if folder.is_dir() else str(builder.hash)
+        builder = datasets.load_dataset_builder(path, revision=revision, cache_dir=cache)
+    commit = None if cache else str(builder.hash)
     if commit and revision and re.fullmatch(r"[0-9a-f]{40}", revision) and commit != revision:
         # offline, `datasets` takes the newest copy that it has, whatever was asked for
         raise ValueError(f"commit {revision} is not in the hub's cache, but {commit}")
     builder.download_and_prepare()
     return builder.as_dataset(split=split), commit
+
+
+def _cache(folder: Path) -> str:
+    """A cache of its own for this state of a folder: `datasets` takes folders of one name for the same."""
+    import datasets
+
+    files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    state = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "fovea" / digest(state)[:16])
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,8 @@ class Source:
     """Where a task's files come from, under which licence, and where they go.
 
     layout: what `root` must hold, in words. hub: Hugging Face ids with the same rows, the first that
-    answers is taken. form: what has to be asked for by hand, and where; empty if nothing has.
+    answers is taken. form: what has to be asked for by hand, and where; empty if nothing has. size:
+    samples, in words. metric: what ranks by default.
     """
 
     title: str
@@ -222,6 +223,8 @@ class Source:
     hub: tuple[str, ...] = ()
     files: tuple[Download, ...] = ()
     form: str = ""
+    size: str = ""
+    metric: str = ""
 
 
 @dataclass(frozen=True)

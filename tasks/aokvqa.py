@@ -40,6 +40,8 @@ Answers = Literal["direct", "choice"]
 
 SOURCE = Source(
     title="A-OKVQA 1.0",
+    size="1,145",
+    metric="direct answers, or multiple choice",
     licence="Apache-2.0 (annotations); images: COCO 2017's terms",
     layout="aokvqa_v1p0_val.json, val2017/ (or images/)",
     hub=("HuggingFaceM4/A-OKVQA",),
@@ -54,7 +56,7 @@ SOURCE = Source(
 )
 
 _SIZE = 1145
-_TOKENS: dict[Protocol, int] = {"llava": 20, "lmms": 16, "vicrop": 20, "vlmevalkit": 512}
+_TOKENS: dict[Protocol, int] = {"llava": 20, "lmms": 16, "vicrop": 20, "vlmevalkit": 2048}
 
 
 def task(

@@ -53,6 +53,8 @@ _SIZES: dict[Split, int] = {"karpathy": 5000, "val2014": _coco.IMAGES}
 
 SOURCE = Source(
     title="MS-COCO captions",
+    size="5,000 (Karpathy test); 40,504",
+    metric="BLEU, METEOR, ROUGE-L, CIDEr",
     licence=_coco.LICENCE,
     layout="dataset_coco.json for split=karpathy, annotations/captions_val2014.json for val2014; val2014/",
     hub=("lmms-lab/COCO-Caption",),

@@ -39,6 +39,8 @@ _FORMAT = "images, and annotations.jsonl with image_id, file_name and objects in
 
 SOURCE = Source(
     title="CHAIR on MS-COCO 2014",
+    size="500 of 40,504; or a folder's",
+    metric="CHAIR",
     licence=_coco.LICENCE,
     layout=f"annotations/ with instances and captions of train2014 and val2014, val2014/; or {_FORMAT}",
     hub=("tsunghanwu/mscoco_chair",),

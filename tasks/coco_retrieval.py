@@ -20,6 +20,8 @@ Protocol = Literal["5k", "1k"]
 
 SOURCE = Source(
     title="MS-COCO retrieval, Karpathy's splits",
+    size="5,000 images, 25,000 captions",
+    metric="R@K, rSum",
     licence=_coco.LICENCE,
     layout="dataset_coco.json, or testall_caps.txt and testall_ids.txt (SCAN, LAPS); val2014/",
     files=(_coco.KARPATHY, _coco.VAL2014),

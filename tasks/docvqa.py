@@ -36,6 +36,8 @@ Split = Literal["validation", "test"]
 
 SOURCE = Source(
     title="DocVQA, single page (task 1)",
+    size="5,349 (test 5,188)",
+    metric="ANLS",
     licence="research use; the portal's terms",
     layout="spdocvqa_qas/val_v1.0_withQT.json (for split=test test_v1.0.json), spdocvqa_images/",
     hub=("lmms-lab/DocVQA", "lmms-lab-encoder/DocVQA"),
@@ -46,7 +48,7 @@ _SIZES = {"validation": 5349, "test": 5188}
 _PROTOCOLS: dict[Protocol, tuple[str, int, anls.Variant]] = {
     "lmms": (f"\n{SHORT}", 32, "lmms"),
     "vicrop": (f" {SHORT}", 20, "vicrop_docvqa"),
-    "vlmevalkit": (f"\n{SHORT}", 512, "lmms"),
+    "vlmevalkit": (f"\n{SHORT}", 2048, "lmms"),
 }
 
 

@@ -16,6 +16,8 @@ from tasks._source import Size, Source, check_folder
 
 SOURCE = Source(
     title="Flickr30K retrieval, Karpathy's split",
+    size="1,000 images, 5,000 captions",
+    metric="R@K, rSum",
     licence="images for non-commercial research and education only",
     layout="dataset_flickr30k.json, or test_caps.txt, test_ids.txt and id_mapping.json (SCAN, LAPS); "
     "flickr30k-images/",

@@ -36,6 +36,8 @@ Protocol = Literal["llava", "lmms", "vicrop", "vlmevalkit"]
 
 SOURCE = Source(
     title="GQA 1.2, testdev_balanced",
+    size="12,578",
+    metric="exact match, LLaVA's",
     licence="CC BY 4.0",
     layout="testdev_balanced_questions.json, images/",
     hub=("lmms-lab/GQA", "lmms-lab-encoder/GQA"),
@@ -54,7 +56,7 @@ _PROTOCOLS: dict[Protocol, tuple[str, int, exact.Variant]] = {
     "llava": (f"\n{SHORT}", 128, "llava"),
     "lmms": (f"\n{SHORT}", 16, "lmms"),
     "vicrop": (f" {SHORT}", 20, "vicrop"),
-    "vlmevalkit": (f"\n{SHORT}", 512, "vlmevalkit"),
+    "vlmevalkit": (f"\n{SHORT}", 2048, "vlmevalkit"),
 }
 
 

@@ -31,6 +31,8 @@ from tasks._source import (
 
 SOURCE = Source(
     title="ImageInWords, IIW-400",
+    size="400",
+    metric="CLAIR, given a judge",
     licence="CC BY 4.0",
     layout="data.jsonl (or IIW-400/data.jsonl), images_aar/",
     files=(

@@ -34,10 +34,13 @@ from tasks._source import (
     vicrop_sample,
 )
 
-_FILES = "https://raw.githubusercontent.com/RUCAIBox/POPE/main/output/coco"
+_COMMIT = "e3e39262c85a6a83f26cf5094022a782cb0df58d"  # LLaVA's pin: 2,910 random questions
+_FILES = f"https://raw.githubusercontent.com/RUCAIBox/POPE/{_COMMIT}/output/coco"
 
 SOURCE = Source(
     title="POPE on COCO",
+    size="3 x 3,000 (random 2,910 in LLaVA's revision)",
+    metric="mean F1 of the three kinds",
     licence="MIT (annotations); images: COCO 2014's terms",
     layout="coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json, val2014/",
     hub=("lmms-lab/POPE", "lmms-lab-encoder/POPE"),
@@ -56,9 +59,9 @@ _PROTOCOLS: dict[Protocol, tuple[str, int, str]] = {
     "llava": (f"\n{SHORT}", 128, "mean_f1"),
     "lmms": (f"\n{SHORT}", 128, "f1"),
     "vicrop": (f" {SHORT}", 20, "accuracy"),
-    "vlmevalkit": ("", 512, "f1"),
+    "vlmevalkit": ("", 2048, "f1"),
 }
-"""Instruction, new tokens at most, the number that ranks. VLMEvalKit leaves the tokens to the model; 512
+"""Instruction, new tokens at most, the number that ranks. VLMEvalKit leaves the tokens to the model; 2,048
 is what its LLaVA wrapper takes."""
 
 _PARSERS: dict[Protocol, yesno.Parser] = {

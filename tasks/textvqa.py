@@ -40,6 +40,8 @@ Ocr = Literal["none", "rosetta"]
 
 SOURCE = Source(
     title="TextVQA 0.5.1",
+    size="5,000 (test 5,734)",
+    metric="VQA accuracy, m4c",
     licence="CC BY 4.0",
     layout="TextVQA_0.5.1_val.json and train_images/; for ocr=rosetta also TextVQA_Rosetta_OCR_v0.2_val.json "
     "or LLaVA's llava_textvqa_val_v051_ocr.jsonl; for split=test the same of test, and test_images/",
@@ -65,7 +67,7 @@ _PROTOCOLS: dict[Protocol, tuple[str, int, vqa.Variant, Ocr]] = {
     "lmms": (f"\n{SHORT}", 1024, "m4c", "none"),
     "llava": (f"\n{SHORT}", 128, "m4c", "rosetta"),
     "vicrop": (f" {SHORT}", 20, "vicrop", "none"),
-    "vlmevalkit": (f"\n{SHORT}", 512, "vlmevalkit", "none"),
+    "vlmevalkit": (f"\n{SHORT}", 2048, "vlmevalkit", "none"),
 }
 """Instruction, new tokens at most, metric, OCR tokens in the prompt."""
 

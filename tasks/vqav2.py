@@ -40,6 +40,8 @@ Split = Literal["validation", "test-dev", "test"]
 _HOST = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 SOURCE = Source(
     title="VQAv2",
+    size="214,354 (test-dev 107,394)",
+    metric="VQA accuracy, official",
     licence="CC BY 4.0 (annotations); images: COCO 2014's terms",
     layout="v2_OpenEnded_mscoco_val2014_questions.json, v2_mscoco_val2014_annotations.json, val2014/; for "
     "split=test-dev v2_OpenEnded_mscoco_test-dev2015_questions.json (for split=test test2015), test2015/",
@@ -57,7 +59,7 @@ _PROTOCOLS: dict[Protocol, tuple[str, int, vqa.Variant]] = {
     "llava": (f"\n{SHORT}", 128, "official"),
     "lmms": (f"\n{SHORT}", 16, "official"),
     "vicrop": (f" {SHORT}", 20, "vicrop"),
-    "vlmevalkit": (f"\n{SHORT}", 512, "vlmevalkit"),
+    "vlmevalkit": (f"\n{SHORT}", 2048, "vlmevalkit"),
 }
 
 

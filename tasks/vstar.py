@@ -41,6 +41,8 @@ Protocol = Literal["lmms", "official", "vicrop", "vlmevalkit"]
 
 SOURCE = Source(
     title="V* bench",
+    size="191 = 115 + 76",
+    metric="multiple choice",
     licence="none declared; images mostly SA-1B's (research)",
     layout="test_questions.jsonl, direct_attributes/ and relative_position/ (or only the folders)",
     hub=("lmms-lab/vstar-bench", "craigwu/vstar_bench"),
@@ -48,7 +50,7 @@ SOURCE = Source(
 )
 
 CATEGORIES = {"direct_attributes": 115, "relative_position": 76}
-_TOKENS: dict[Protocol, int] = {"lmms": 16, "official": 0, "vicrop": 20, "vlmevalkit": 512}
+_TOKENS: dict[Protocol, int] = {"lmms": 16, "official": 0, "vicrop": 20, "vlmevalkit": 2048}
 _PARSERS: dict[Protocol, choice.Parser | choice.Likelihood] = {
     "lmms": "lmms",
     "official": "likelihood",
@@ -122,8 +124,8 @@ def _request(sample: Sample, protocol: Protocol, exact_prompt: bool) -> Request:
     listed = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
     question, instruction = sample.question, ""
     if protocol == "lmms":
-        shown = _as_lmms_finds_them(text) if exact_prompt else listed
-        question, instruction = "\n".join([question, *shown]), f"\n{LETTER}"
+        question = _as_lmms_asks(text) if exact_prompt else "\n".join([question, *listed])
+        instruction = f"\n{LETTER}"
     elif protocol == "vicrop":
         question, instruction = text, f" {SHORT}"
     elif protocol == "vlmevalkit":
@@ -155,12 +157,13 @@ def split_text(text: str) -> tuple[str, list[str]]:
     return question, [option.strip() for _, option in _OPTION.findall(text)]
 
 
-def _as_lmms_finds_them(text: str) -> list[str]:
-    """lmms-eval's option lines (`tasks/vstar_bench/utils.py`): the last one swallows the instruction, one
+def _as_lmms_asks(text: str) -> str:
+    """lmms-eval's question (`tasks/vstar_bench/utils.py`): the last option swallows the instruction, one
     with parentheses of its own is lost, and those after it move up a letter."""
     parts = [part.strip() for part in re.split(r"\s*\([A-D]\)\s*", text)[1:]]
     kept = [part for part in parts if part and not re.search(r"[()]", part)]
-    return [f"{letter}. {part}" for letter, part in zip("ABCD", kept, strict=False)]
+    listed = [f"{letter}. {part}" for letter, part in zip("ABCD", kept, strict=False)]
+    return "\n".join([text.split("(A)")[0].strip(), *listed]) if listed else text
 
 
 def joined_text(question: str, options: Sequence[str]) -> str:

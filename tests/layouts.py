@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import struct
+import threading
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,16 @@ def jpeg(color: tuple[int, int, int] = (90, 120, 30), size: tuple[int, int] = (3
     buffer = io.BytesIO()
     Image.new("RGB", size, color).save(buffer, "JPEG")
     return buffer.getvalue()
+
+
+def gigapixel() -> bytes:
+    """A PNG of a few bytes whose header promises 40,000 x 40,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 def picture(path: Path) -> None:
@@ -60,6 +76,56 @@ def hub(root: Path, tables: Mapping[str, tuple[str, Sequence[Mapping[str, Any]]]
     return str(root)
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@contextmanager
+def serving(root: Path, name: str) -> Iterator[str]:
+    """The folder of `hub` as the dataset `name` on a loopback hub whose only commit is COMMIT: its URL."""
+    files = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
+    listing = [
+        {"type": "file", "path": file, "size": path.stat().st_size, "oid": "0" * 40}
+        for file, path in files.items()
+    ]
+    about = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
+
+    class Hub(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path.startswith(f"/api/datasets/{name}/tree/"):
+                self.reply(json.dumps(listing).encode())
+            elif path.startswith(f"/api/datasets/{name}"):
+                self.reply(json.dumps(about).encode())
+            elif path.startswith(f"/datasets/{name}/resolve/"):
+                file = files.get(path.split("/resolve/")[1].partition("/")[2])
+                self.reply(file.read_bytes() if file else b"", "EntryNotFound" if file is None else "")
+            else:
+                self.reply(b"", "RepoNotFound")
+
+        do_HEAD = do_GET
+
+        def reply(self, body: bytes, fault: str = "") -> None:
+            self.send_response(404 if fault else 200)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+            self.send_header("Content-Length", str(len(body)))
+            if fault:
+                self.send_header("X-Error-Code", fault)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
 TEXTVQA = {
     "question_id": 90001,
     "question": "what does the NYPD sign say?",
@@ -83,6 +149,7 @@ GQA = {
     "answer": "no",
     "isBalanced": True,
     "types": {"detailed": "verifyAttr", "semantic": "attr", "structural": "verify"},
+    "semantic": [{"operation": "select", "dependencies": [], "argument": "cup (101)"}],
 }
 AOKVQA = {
     "split": "val",

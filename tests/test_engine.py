@@ -368,6 +368,14 @@ def test_scoring_again_reproduces_the_summary_and_adds_metrics(tmp_path: Path) -
     run(make_task(), mostly, tmp_path)  # still resumes
 
 
+def test_scoring_again_keeps_to_the_samples_that_were_asked_for(tmp_path: Path) -> None:
+    task = make_task(10)
+    run(task, right, tmp_path)
+    drawn = run(replace(task, samples=[task.samples[k] for k in (7, 1, 4)]), right, tmp_path)
+    again = engine.score(drawn.path, [exact.metric()])
+    assert (again["n"], again["scored"]) == (3, 3)
+
+
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
     entered, leave = threading.Event(), threading.Event()
 

@@ -149,7 +149,7 @@ def test_pope_reads_the_official_files_in_their_order_with_unique_ids(tmp_path: 
         ("llava", " Is there a random thing in the image?\n" + SHORT, 128, "official", "mean_f1", "Yes"),
         ("lmms", "Is there a random thing in the image?\n" + SHORT, 128, "lmms", "f1", "Yes"),
         ("vicrop", " Is there a random thing in the image? " + SHORT, 20, "vicrop", "accuracy", " Yes\n"),
-        ("vlmevalkit", " Is there a random thing in the image?", 512, "vlmevalkit", "f1", "Yes"),
+        ("vlmevalkit", " Is there a random thing in the image?", 2048, "vlmevalkit", "f1", "Yes"),
     ],
 )
 def test_popes_protocols_ask_and_score_as_their_code_bases_do(
