@@ -68,6 +68,12 @@ class Generic:
             "stand is not known to the hf adapter"
         )
 
+    def image_tokens(self, inputs: Inputs) -> Tensor:
+        raise CapabilityError(
+            f"{self._weights.config.model_type} cannot be steered: where its image tokens stand is not "
+            "known to the hf adapter"
+        )
+
     def forget(self) -> None:
         """Nothing is kept between batches."""
 

@@ -144,11 +144,11 @@ class Llava:
         )
 
     def kind(self, row: Row) -> tuple[object, ...]:
-        return (bool(row.pictures),)
+        return (bool(row.pictures), row.steering)
 
     def prefix(self, row: Row) -> tuple[object, ...]:
         """The tokens up to the first picture's last one and that picture; () if nothing follows them."""
-        if not row.pictures:
+        if not row.pictures or (row.steering is not None and row.steering.whole_prompt):
             return ()
         end = row.tokens.index(self._image_token) + self._tokens
         if end >= len(row.tokens) - row.tail:
@@ -187,6 +187,9 @@ class Llava:
     def logits(self, inputs: Inputs, keep: int) -> Tensor:
         logits: Tensor = self._weights(**inputs.rest(), logits_to_keep=keep).logits
         return logits
+
+    def image_tokens(self, inputs: Inputs) -> Tensor:
+        return inputs.ids == self._image_token
 
     def maps(self, rows: Sequence[Row]) -> list[tuple[ImportanceMap, ...]]:
         """How the last token's heads, averaged, look at the first picture's tokens: fp32 (rows, cols)."""

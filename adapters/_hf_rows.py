@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness.errors import PictureError
 from harness.pictures import Picture
+from harness.taps import Steering
 from harness.types import Decoding, Failure, ImportanceMap
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ class Row:
     text: as rendered. tokens: of the text; where the family lays out pictures itself, with one token
     per picture token, otherwise with the placeholders of the text. pictures: in prompt order. tail: how
     many tokens at the end belong to the option. seed: of the row's sampler. layers: of the maps wanted.
+    steering: of its generation.
     """
 
     text: str
@@ -36,6 +38,7 @@ class Row:
     decoding: Decoding = Decoding()
     seed: int = 0
     layers: tuple[int, ...] = ()
+    steering: Steering | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +103,9 @@ class Family(Protocol):
 
     def maps(self, rows: Sequence[Row]) -> list[tuple[ImportanceMap, ...]]:
         """One importance map per layer of each row. Raises `Unfit` as `prepare` does."""
+
+    def image_tokens(self, inputs: Inputs) -> Tensor:
+        """Where a batch's image tokens stand: bool (B, L). Raises `CapabilityError` if not known."""
 
     def forget(self) -> None:
         """Give back the memory of what was kept for later batches."""

@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 from adapters._hf_decoding import Ending, Sampler, finish
 from adapters._hf_prompts import PromptError, Template, render
 from adapters._hf_rows import Family, Row, Unfit, pad_token
-from harness import events
+from harness import events, taps
 from harness.errors import CapabilityError, PictureError
 from harness.types import Failure, ImportanceMap, Json, Probe, ReadMap, Request, Response, Usage
 
@@ -168,8 +168,19 @@ class Waves:
             pictures=request.images,
             decoding=request.decoding,
             seed=int(request.digest()[:16], 16) if request.decoding.temperature else 0,
-            layers=tuple(self._layer_of(probe) for probe in request.probes),
+            layers=tuple(
+                self._layer_of(probe) for probe in request.probes if not isinstance(probe, taps.Steering)
+            ),
+            steering=self._steering(request),
         )
+
+    def _steering(self, request: Request) -> taps.Steering | None:
+        found = [probe for probe in request.probes if isinstance(probe, taps.Steering)]
+        if len(found) > 1:
+            raise CapabilityError(f"one request, one steering probe; this one has {len(found)}")
+        if found and request.options:
+            raise CapabilityError("options are scored without decoding: there is nothing to steer")
+        return found[0] if found and request.images else None
 
     def _layer_of(self, probe: Probe) -> int:
         if not isinstance(probe, ReadMap) or probe.kind != "attention":
@@ -270,12 +281,18 @@ class Waves:
             for length, decoding in zip(lengths, decodings, strict=True)
         ]
         sampler = Sampler(decodings, [row.seed for row in rows])
-        out = self._weights.generate(
-            **inputs.whole(),
-            max_new_tokens=max(limits),
-            logits_processor=[sampler],
-            stopping_criteria=[Ending(decodings, limits, self._decode)],
-        )
+        steering = rows[0].steering  # a batch is of one kind, and so of one steering
+        steered: tuple[taps.Tap, ...] = ()
+        if steering is not None:
+            prompt = taps.Prompt(self._family.image_tokens(inputs), inputs.mask, self._layers)
+            steered = (steering.tap(prompt),)
+        with taps.active(*steered):
+            out = self._weights.generate(
+                **inputs.whole(),
+                max_new_tokens=max(limits),
+                logits_processor=[sampler],
+                stopping_criteria=[Ending(decodings, limits, self._decode)],
+            )
         start = 0 if self._weights.config.is_encoder_decoder else inputs.ids.shape[1]
         for place, (job, tokens) in enumerate(zip(jobs, out[:, start:].tolist(), strict=True)):
             ended = finish(tokens, limits[place], self._ends, job.row.decoding, self._decode)
@@ -284,6 +301,8 @@ class Waves:
             job.draft.tokens_in = lengths[place]
             job.draft.tokens_out = ended.tokens
             job.draft.passes += ended.steps
+            for tap in steered:
+                job.draft.trace.update(tap.trace(place, ended.steps))
 
     def _limit(self, length: int, max_tokens: int) -> int:
         """New tokens allowed: what was asked for, or what the context has left."""

@@ -139,11 +139,11 @@ class Hf:
 
     @property
     def offers(self) -> frozenset[Capability]:
-        """Likelihoods from every decoder; attention maps where the layout and the kernel allow it."""
+        """Likelihoods from every decoder; maps and steering where the layout and the kernel allow it."""
         if self.checkpoint.config.is_encoder_decoder:
             return frozenset()
         if self.known and self.attn == "fovea":
-            return frozenset({Capability.LIKELIHOOD, Capability.ATTENTION})
+            return frozenset({Capability.LIKELIHOOD, Capability.ATTENTION, Capability.STEERING})
         return frozenset({Capability.LIKELIHOOD})
 
     @property

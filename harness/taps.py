@@ -6,7 +6,8 @@ are active in this context may look, scale cached values, or stop the forward. A
 `attn_implementation={"text_config": KERNEL, "vision_config": "sdpa"}`; its vision tower stays plain.
 Nothing has to be restored but a context variable, so an exception leaves the model as it was.
 
-It knows layers, queries, keys and masks. It must not know images, token layouts, methods or papers.
+It knows layers, queries, keys and masks, and which tokens are an image's. It must not know
+pictures, families' layouts, methods or papers.
 Importing it imports torch; importing transformers waits for `register()`.
 """
 
@@ -16,10 +17,12 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from harness.types import Json, Probe
 
 KERNEL = "fovea"
 """The name of the kernel in transformers' registry. (It must not contain flash, flex or sdpa.)"""
@@ -47,6 +50,39 @@ class Tap:
 
     def before(self, call: AttentionCall) -> None:
         """Called at every layer before its attention runs."""
+
+    def sees(self, call: AttentionCall) -> Tensor | None:
+        """A mask, broadcastable to (B, 1, Q, K), in place of the call's; None keeps that one."""
+        return None
+
+    def trace(self, row: int, tokens: int) -> dict[str, Json]:
+        """What is worth keeping of a batch's row that decoded so many tokens."""
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Where things stand in a batch's prompts: B rows of L tokens, padded on the left.
+
+    image: bool (B, L), True at image tokens. seen: (B, L), 0 at padding. depth: the decoder's layers.
+    """
+
+    image: Tensor
+    seen: Tensor
+    depth: int
+
+
+@runtime_checkable
+class Steering(Probe, Protocol):
+    """A probe that brings its own tap, for exactly one generation of a batch.
+
+    whole_prompt: the prompt must pass in one forward, so no beginning may be shared with other rows.
+    """
+
+    @property
+    def whole_prompt(self) -> bool: ...
+
+    def tap(self, prompt: Prompt) -> Tap: ...
 
 
 class StopForward(Exception):
@@ -155,6 +191,9 @@ def _attention(
         call = AttentionCall(module.layer_idx, query, key, value, attention_mask, scale)
         for tap in taps:
             tap.before(call)
+        for tap in taps:
+            if (mask := tap.sees(call)) is not None:
+                attention_mask = mask
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
     result: tuple[Tensor, Tensor | None] = sdpa(
         module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
