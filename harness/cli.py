@@ -181,13 +181,17 @@ def list_(
 @app.command()
 def board(
     runs: Annotated[list[Path] | None, typer.Argument(help="Run directories, or folders of them.")] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Also by this grouping (category, answer_type, ...); repeatable.")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Show runs as a leaderboard: score, interval, n of N, difference to no method, cost."""
     from harness import resolve
 
     with _errors(verbose):
-        resolve.verb("board")(_run_directories(runs or [RUNS]), resolve.metric_from, _console())
+        found = _run_directories(runs or [RUNS])
+        resolve.verb("board")(found, resolve.metric_from, _console(), by or ())
 
 
 @app.command()

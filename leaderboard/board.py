@@ -9,7 +9,7 @@ looked at the answer's region. A row without its identity arm says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ class Row:
 
     score, difference: of the comparison's number; difference is None without an identity arm.
     scored, n: samples with a score, and samples asked for. usage: sum over the scored samples.
-    rank: 1 is best; None where the run is not ranked, and `note` says why.
+    rank: 1 is best; None where the run is not ranked, and `note` says why. breakdowns: the score per value
+    of each of the task's groupings (category, answer type, ...).
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Row:
     usage: Usage
     rank: int | None = None
     note: str = ""
+    breakdowns: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 
     def per_sample(self, amount: float) -> float | None:
         """`amount` of the run's usage shared out over its samples."""
@@ -155,6 +157,10 @@ def _row(run: _Loaded, by_id: Mapping[str, _Loaded], metric: Metric | None, numb
         n=content["summary"]["n"],
         usage=Usage(**content["spending"]["usage"]),
         note=note,
+        breakdowns={
+            name: {value: Estimate(**part["scores"][number]) for value, part in parts.items()}
+            for name, parts in run.scores.get("breakdowns", {}).items()
+        },
     )
 
 

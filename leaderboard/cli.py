@@ -12,13 +12,27 @@ if TYPE_CHECKING:
     from harness.types import Metric, Task
 
 
-def board(runs: Sequence[Path], metric_from: Callable[[Mapping[str, Any]], Metric], console: Console) -> None:
-    """Print a table per comparison: runs of one task, protocol, metric and selection."""
+def board(
+    runs: Sequence[Path],
+    metric_from: Callable[[Mapping[str, Any]], Metric],
+    console: Console,
+    by: Sequence[str] = (),
+) -> None:
+    """Print a table per comparison: runs of one task, protocol, metric and selection.
+
+    by: groupings (category, answer_type, ...) by which each comparison is also shown.
+    """
     from leaderboard.board import comparisons
-    from leaderboard.terminal import table
+    from leaderboard.terminal import breakdown, groupings, table
 
     for comparison in comparisons(runs, metric_from):
         console.print(table(comparison))
+        present = groupings(comparison)
+        for name in by:
+            if name in present:
+                console.print(breakdown(comparison, name))
+        if present and not by:
+            console.print(f"also by {', '.join(present)}: --by {present[0]}", style="dim", markup=False)
 
 
 def scenes(task: Task, plain: Path, cropped: Path, picture: Path) -> None:

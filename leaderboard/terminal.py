@@ -39,6 +39,29 @@ def table(comparison: Comparison) -> Table:
     return out
 
 
+def breakdown(comparison: Comparison, by: str) -> Table:
+    """The comparison's number per value of a grouping: a section per value, a line per run."""
+    out = Table(title=escape(f"{comparison.task} by {by}"), title_justify="left")
+    for heading in (by, "model", "method"):
+        out.add_column(heading)
+    out.add_column(comparison.number, justify="right", no_wrap=True)
+    rows = [row for row in comparison.rows if by in row.breakdowns]
+    for value in sorted({value for row in rows for value in row.breakdowns[by]}):
+        shown = escape(value)
+        for row in rows:
+            part = row.breakdowns[by].get(value)
+            if part is not None:
+                out.add_row(shown, escape(row.model), escape(row.method), _estimate(part))
+                shown = ""
+        out.add_section()
+    return out
+
+
+def groupings(comparison: Comparison) -> list[str]:
+    """The names by which the comparison can be broken down."""
+    return sorted({name for row in comparison.rows for name in row.breakdowns})
+
+
 def _cells(row: Row) -> list[str]:
     usage = row.usage
     tokens = row.per_sample(usage.tokens_in + usage.tokens_out)

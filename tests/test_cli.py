@@ -50,6 +50,18 @@ def test_a_run_prints_its_score_and_where_it_lies_and_a_board_shows_it(questions
     assert board.returncode == 0 and "scripted:yes" in board.stdout and "40 of 40" in board.stdout
 
 
+def test_a_board_shows_scores_by_the_tasks_groupings(questions: Path) -> None:
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    kinds = [{**row, "category": "even" if row["answer"] == "yes" else "odd"} for row in rows]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in kinds))
+    assert fovea("run", f"vqa_file:{questions}", "scripted:yes", cwd=questions.parent).returncode == 0
+    assert "--by category" in fovea("board", cwd=questions.parent).stdout
+    shown = fovea("board", "--by", "category", cwd=questions.parent).stdout
+    lines = [line.split() for line in shown.splitlines()]
+    assert any("even" in line and "1.000" in line for line in lines)
+    assert any("odd" in line and "0.000" in line for line in lines)
+
+
 def test_a_dry_run_shows_three_prompts_as_sent_and_writes_nothing(questions: Path) -> None:
     done = fovea("run", f"vqa_file:{questions}", "scripted:yes", "--dry-run", cwd=questions.parent)
     assert done.returncode == 0, done.stderr
