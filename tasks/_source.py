@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 
 from harness.errors import DataError
 from harness.pictures import Picture, picture_in
-from harness.types import Hints, Json, Sample
+from harness.types import Decoding, Hints, Json, Request, Sample
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -354,3 +354,14 @@ def short_question(sample: Sample) -> Hints:
     """What a task tells methods: the short question where the data has one."""
     short = sample.meta.get("short_question")
     return Hints(short_question=None if short is None else str(short))
+
+
+def asked(sample: Sample, instruction: str, tokens: int) -> Request:
+    """The request of a protocol that only adds an instruction: greedy, at most so many new tokens."""
+    return Request(
+        sample.images,
+        sample.question,
+        instruction,
+        decoding=Decoding(max_tokens=tokens),
+        hints=short_question(sample),
+    )

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from harness.pictures import Picture, picture_in
-from harness.types import Decoding, Json, Request, Sample, Task
+from harness.types import Json, Sample, Task
 from metrics import anls
 from tasks import _hub
 from tasks._source import (
@@ -21,12 +21,12 @@ from tasks._source import (
     Row,
     Size,
     Source,
+    asked,
     check_folder,
     entries,
     fingerprint,
     first_of,
     samples_of,
-    short_question,
     vicrop,
     vicrop_sample,
 )
@@ -86,7 +86,7 @@ def task(
         protocol=protocol,
         fingerprint=loaded.fingerprint,
         samples=samples,
-        request=partial(_request, instruction=instruction, tokens=tokens),
+        request=partial(asked, instruction=instruction, tokens=tokens),
         metrics=(anls.metric(variant),) if split == "validation" else (),
         primary="anls",
         postprocess=str if protocol == "vicrop" else str.strip,  # mllms_know scores what was generated
@@ -97,16 +97,6 @@ def task(
 def submission(pairs: Sequence[tuple[Sample, str]]) -> Json:
     """The RRC portal's file: a list of questionId and answer."""
     return [{"questionId": int(sample.id), "answer": answer} for sample, answer in pairs]
-
-
-def _request(sample: Sample, instruction: str, tokens: int) -> Request:
-    return Request(
-        sample.images,
-        sample.question,
-        instruction,
-        decoding=Decoding(max_tokens=tokens),
-        hints=short_question(sample),
-    )
 
 
 def _sample(row: Row, picture: Picture, answered: bool) -> Sample:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from harness.errors import DataError
 from harness.pictures import Picture, picture_in
-from harness.types import Decoding, Request, Sample, Task
+from harness.types import Sample, Task
 from metrics import exact
 from tasks import _hub
 from tasks._source import (
@@ -22,12 +22,12 @@ from tasks._source import (
     Row,
     Size,
     Source,
+    asked,
     check_folder,
     document,
     fingerprint,
     first_of,
     samples_of,
-    short_question,
     vicrop,
     vicrop_sample,
 )
@@ -93,21 +93,11 @@ def task(
         protocol=protocol,
         fingerprint=loaded.fingerprint,
         samples=samples,
-        request=partial(_request, instruction=instruction, tokens=tokens),
+        request=partial(asked, instruction=instruction, tokens=tokens),
         metrics=(exact.metric(variant),),
         primary="accuracy",
         postprocess=str if protocol == "vicrop" else str.strip,  # mllms_know scores what was generated
         breakdowns=("structural", "semantic", "detailed", "words", "steps"),
-    )
-
-
-def _request(sample: Sample, instruction: str, tokens: int) -> Request:
-    return Request(
-        sample.images,
-        sample.question,
-        instruction,
-        decoding=Decoding(max_tokens=tokens),
-        hints=short_question(sample),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from harness.errors import DataError
 from harness.pictures import Picture, picture_in
-from harness.types import Decoding, Json, Request, Sample, Task
+from harness.types import Json, Sample, Task
 from metrics import vqa
 from tasks import _hub
 from tasks._source import (
@@ -23,13 +23,13 @@ from tasks._source import (
     Row,
     Size,
     Source,
+    asked,
     check_folder,
     check_ids,
     entries,
     fingerprint,
     first_of,
     samples_of,
-    short_question,
     vicrop,
     vicrop_sample,
 )
@@ -97,7 +97,7 @@ def task(
         protocol=protocol,
         fingerprint=loaded.fingerprint,
         samples=samples,
-        request=partial(_request, instruction=instruction, tokens=tokens),
+        request=partial(asked, instruction=instruction, tokens=tokens),
         metrics=(vqa.metric(variant),) if split == "validation" else (),
         primary="accuracy",
         postprocess=str if protocol == "vicrop" else str.strip,  # mllms_know scores what was generated
@@ -108,16 +108,6 @@ def task(
 def submission(pairs: Sequence[tuple[Sample, str]]) -> Json:
     """EvalAI's file: question_id and answer, normalised as LLaVA does before it submits."""
     return [{"question_id": int(sample.id), "answer": vqa.normalize(answer)} for sample, answer in pairs]
-
-
-def _request(sample: Sample, instruction: str, tokens: int) -> Request:
-    return Request(
-        sample.images,
-        sample.question,
-        instruction,
-        decoding=Decoding(max_tokens=tokens),
-        hints=short_question(sample),
-    )
 
 
 def _sample(row: Row, picture: Picture, answered: bool) -> Sample:
