@@ -12,7 +12,7 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
-from adapters._hf_rows import Inputs, Pixels, Row, require_pictures, require_room
+from adapters._hf_rows import Inputs, Pixels, Reading, Row, Tokens, require_pictures, require_room
 from harness.errors import CapabilityError, PictureError
 from harness.pictures import Picture
 from harness.types import ImportanceMap
@@ -28,8 +28,8 @@ class Generic:
         self._context = context
         self._pixels: Pixels[Image] = Pixels(Picture.open)
 
-    def tokenize(self, text: str, pictures: int) -> tuple[int, ...]:
-        return tuple(self._tokenizer(text, add_special_tokens=self._special(text))["input_ids"])
+    def tokenize(self, text: str, pictures: Sequence[Picture]) -> Tokens:
+        return Tokens(tuple(self._tokenizer(text, add_special_tokens=self._special(text))["input_ids"]))
 
     def kind(self, row: Row) -> tuple[object, ...]:
         # A plain forward counts positions from the padding on, so options are scored one by one.
@@ -63,19 +63,23 @@ class Generic:
         return logits[:, -keep:]
 
     def maps(self, rows: Sequence[Row]) -> list[tuple[ImportanceMap, ...]]:
-        raise CapabilityError(
-            f"no map can be read from {self._weights.config.model_type}: where its image tokens "
-            "stand is not known to the hf adapter"
-        )
+        raise CapabilityError(self._unknown("no map can be read from it"))
+
+    def reading(self, rows: Sequence[Row], inputs: Inputs) -> Reading:
+        raise CapabilityError(self._unknown("no map can be read from it"))
 
     def image_tokens(self, inputs: Inputs) -> Tensor:
-        raise CapabilityError(
-            f"{self._weights.config.model_type} cannot be steered: where its image tokens stand is not "
-            "known to the hf adapter"
-        )
+        raise CapabilityError(self._unknown("it cannot be steered"))
 
     def forget(self) -> None:
         """Nothing is kept between batches."""
+
+    def turn(self) -> None:
+        """Nothing is kept between lists."""
+
+    def _unknown(self, so: str) -> str:
+        family = self._weights.config.model_type
+        return f"where {family}'s image tokens stand is not known to the hf adapter: {so}"
 
     def _special(self, text: str) -> bool:
         """Whether the tokenizer is to add its own special tokens: not if the template brought them."""

@@ -7,37 +7,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from harness.errors import PictureError
 from harness.pictures import Picture
-from harness.taps import Steering
+from harness.taps import Steering, Tap
 from harness.types import Decoding, Failure, ImportanceMap
 
 T = TypeVar("T")
+
+
+class Tokens(NamedTuple):
+    """A text's token ids, and where each picture's part begins among them (in prompt order)."""
+
+    ids: tuple[int, ...]
+    starts: tuple[int, ...] = ()
+
+
+class Read(NamedTuple):
+    """One importance map that is wanted: its kind and the decoder layers whose mean it is."""
+
+    kind: Literal["attention", "gradient", "pixels"]
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
     """One sequence for the model: a prompt, or a prompt with an option behind it.
 
-    text: as rendered. tokens: of the text; where the family lays out pictures itself, with one token
-    per picture token, otherwise with the placeholders of the text. pictures: in prompt order. tail: how
-    many tokens at the end belong to the option. seed: of the row's sampler. layers: of the maps wanted.
-    steering: of its generation.
+    text: as rendered. tokens: of the text; where the layout is known, with all tokens that a picture
+    becomes, otherwise with the placeholders of the text. starts: where each picture's tokens begin.
+    pictures: in prompt order. tail: how many tokens at the end belong to the option. seed: of the row's
+    sampler. reads: the maps wanted. keep: another row with this beginning will follow. steering: of its
+    generation.
     """
 
     text: str
     tokens: tuple[int, ...]
+    starts: tuple[int, ...] = ()
     pictures: tuple[Picture, ...] = ()
     tail: int = 0
     decoding: Decoding = Decoding()
     seed: int = 0
-    layers: tuple[int, ...] = ()
+    reads: tuple[Read, ...] = ()
+    keep: bool = False
     steering: Steering | None = None
 
 
@@ -45,31 +62,56 @@ class Row:
 class Inputs:
     """A batch as the model takes it. B rows, L tokens, padded on the left.
 
-    ids: (B, L). mask: (B, L), 1 where a token counts. cache: keys and values of the first
-    `cached` columns, or None. extra: what the pictures become (pixels, or their features).
+    ids: (B, L). mask: (B, L), 1 where a token counts. cache: keys and values of the first `cached`
+    columns, or None. positions: (B, L), or (N, B, L) where a family counts in N ways; None counts the
+    mask. along: what else goes with each token, (B, L) by argument. extra: what the pictures of the
+    columns that are not cached become (pixels, or their features). starts: the column at which each
+    row's first picture begins.
     """
 
     ids: Tensor
     mask: Tensor
     cache: Any = None
     cached: int = 0
+    positions: Tensor | None = None
+    along: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    starts: tuple[int, ...] = ()
 
     def whole(self) -> dict[str, Any]:
         """Arguments of `generate`, which skips the cached columns by itself."""
         cache = {} if self.cache is None else {"past_key_values": self.cache}
-        return {"input_ids": self.ids, "attention_mask": self.mask, **cache, **self.extra}
+        positions = {} if self.positions is None else {"position_ids": self.positions}
+        return {
+            "input_ids": self.ids,
+            "attention_mask": self.mask,
+            **positions,
+            **cache,
+            **self.along,
+            **self.extra,
+        }
 
     def rest(self) -> dict[str, Any]:
         """Arguments of a forward over the columns that are not cached."""
-        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
+        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0) if self.positions is None else self.positions
         return {
             "input_ids": self.ids[:, self.cached :],
             "attention_mask": self.mask,
-            "position_ids": positions[:, self.cached :],
+            "position_ids": positions[..., self.cached :],
             "past_key_values": self.cache,
+            **{name: values[:, self.cached :] for name, values in self.along.items()},
             **self.extra,
         }
+
+    def before_last(self) -> Inputs:
+        """Without the last column."""
+        return replace(
+            self,
+            ids=self.ids[:, :-1],
+            mask=self.mask[:, :-1],
+            positions=None if self.positions is None else self.positions[..., :-1],
+            along={name: values[:, :-1] for name, values in self.along.items()},
+        )
 
 
 class Unfit(Exception):
@@ -83,8 +125,8 @@ class Unfit(Exception):
 class Family(Protocol):
     """How one architecture takes rows."""
 
-    def tokenize(self, text: str, pictures: int) -> tuple[int, ...]:
-        """A text's tokens, as `Row.tokens`. Raises `PromptError` if the placeholders do not match."""
+    def tokenize(self, text: str, pictures: Sequence[Picture]) -> Tokens:
+        """A text's tokens. Raises `PromptError` if the placeholders do not match, or `PictureError`."""
 
     def kind(self, row: Row) -> tuple[object, ...]:
         """Rows of different kinds do not go into one batch."""
@@ -102,13 +144,28 @@ class Family(Protocol):
         """Of the last `keep` positions: (B, keep, vocabulary)."""
 
     def maps(self, rows: Sequence[Row]) -> list[tuple[ImportanceMap, ...]]:
-        """One importance map per layer of each row. Raises `Unfit` as `prepare` does."""
+        """The maps that each row wants, all of the same kinds. Raises `Unfit` as `prepare` does."""
+
+    def reading(self, rows: Sequence[Row], inputs: Inputs) -> Reading:
+        """What reads the rows' attention maps while `inputs` runs."""
 
     def image_tokens(self, inputs: Inputs) -> Tensor:
         """Where a batch's image tokens stand: bool (B, L). Raises `CapabilityError` if not known."""
 
     def forget(self) -> None:
         """Give back the memory of what was kept for later batches."""
+
+    def turn(self) -> None:
+        """A new list of requests begins."""
+
+
+class Reading(Protocol):
+    """Reads attention maps in passing: a tap for the forward, and afterwards the maps."""
+
+    @property
+    def tap(self) -> Tap: ...
+
+    def maps(self) -> list[tuple[ImportanceMap, ...]]: ...
 
 
 class Pixels(Generic[T]):

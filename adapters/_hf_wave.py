@@ -20,10 +20,20 @@ from transformers import GenerationConfig
 
 from adapters._hf_decoding import Ending, Sampler, finish
 from adapters._hf_prompts import PromptError, Template, render
-from adapters._hf_rows import Family, Row, Unfit, pad_token
+from adapters._hf_rows import Family, Read, Row, Unfit, pad_token
 from harness import events, taps
 from harness.errors import CapabilityError, PictureError
-from harness.types import Failure, ImportanceMap, Json, Probe, ReadMap, Request, Response, Usage
+from harness.types import (
+    Capability,
+    Failure,
+    ImportanceMap,
+    Json,
+    Probe,
+    ReadMap,
+    Request,
+    Response,
+    Usage,
+)
 
 
 @dataclass(eq=False)
@@ -79,7 +89,8 @@ class Waves:
     """Answers lists of requests with one loaded model.
 
     batch: rows at a time to begin with; it shrinks, and stays small, when memory runs out. layer: of a
-    map whose request names none. layers, context: how many the decoder has (None: unlimited).
+    map whose request names none. layers, context: how many the decoder has (None: unlimited). offers: what
+    probes may need. why_not: why the checkpoint serves none, if so.
     """
 
     def __init__(
@@ -93,6 +104,8 @@ class Waves:
         layer: int,
         layers: int,
         context: int | None,
+        offers: frozenset[Capability],
+        why_not: str,
     ) -> None:
         self._weights = weights
         self._processor = processor
@@ -102,6 +115,8 @@ class Waves:
         self._layer = layer
         self._layers = layers
         self._context = context
+        self._offers = offers
+        self._why_not = why_not
         self.batch = batch
         self._ends = _end_tokens(weights, self._tokenizer)
         # Decoding is what the request says: a checkpoint's own habits (sampling, penalties) do not apply.
@@ -116,6 +131,7 @@ class Waves:
     def answer(self, requests: Sequence[Request]) -> list[Response]:
         """One response per request, in order."""
         keys: list[str | Failure] = [_key(request) for request in requests]
+        self._family.turn()
         drafts: dict[str, _Draft] = {}
         for key, request in zip(keys, requests, strict=True):
             if isinstance(key, str) and key not in drafts:
@@ -144,16 +160,24 @@ class Waves:
             except PromptError as error:
                 draft.failure = Failure("prompt", str(error))
                 continue
+            except PictureError as error:
+                draft.failure = Failure(error.kind, str(error))
+                continue
             draft.tokens_in = len(row.tokens)
-            if row.layers and not row.pictures:
+            if row.reads and not row.pictures:
                 draft.failure = Failure("no_image", "a map is asked for, but the request has no image")
                 continue
-            if row.layers:
-                draft.trace["map_layers"] = list(row.layers)
-                maps.append(_Job(draft, row))
+            if row.reads:
+                draft.trace["map_layers"] = [_said(read.layers) for read in row.reads]
             options += [_Job(draft, each, place) for place, each in enumerate(scored)]
-            if request.decoding.max_tokens and not request.options:
-                answers.append(_Job(draft, row))
+            answered = bool(request.decoding.max_tokens and not request.options)
+            if answered and all(read.kind == "attention" for read in row.reads):
+                answers.append(_Job(draft, row))  # its maps are read as its prompt passes
+                continue
+            if row.reads:
+                maps.append(_Job(draft, row))
+            if answered:
+                answers.append(_Job(draft, dataclasses.replace(row, reads=())))
         self._run(maps, self._read_maps)
         self._run(options, self._score)
         self._run(answers, self._generate)
@@ -162,15 +186,17 @@ class Waves:
 
     def _row(self, request: Request) -> Row:
         text = render(request, self._template, self._processor)
+        tokens = self._family.tokenize(text, request.images)
+        probes = [probe for probe in request.probes if not isinstance(probe, taps.Steering)]
         return Row(
             text=text,
-            tokens=self._family.tokenize(text, len(request.images)),
+            tokens=tokens.ids,
+            starts=tokens.starts,
             pictures=request.images,
             decoding=request.decoding,
             seed=int(request.digest()[:16], 16) if request.decoding.temperature else 0,
-            layers=tuple(
-                self._layer_of(probe) for probe in request.probes if not isinstance(probe, taps.Steering)
-            ),
+            reads=tuple(self._read(probe) for probe in probes),
+            keep=any(isinstance(probe, ReadMap) and probe.keep for probe in probes),
             steering=self._steering(request),
         )
 
@@ -182,28 +208,32 @@ class Waves:
             raise CapabilityError("options are scored without decoding: there is nothing to steer")
         return found[0] if found and request.images else None
 
-    def _layer_of(self, probe: Probe) -> int:
-        if not isinstance(probe, ReadMap) or probe.kind != "attention":
-            raise CapabilityError(f"the hf adapter cannot serve {probe}; it reads attention maps")
+    def _read(self, probe: Probe) -> Read:
+        if not isinstance(probe, ReadMap) or probe.needs not in self._offers:
+            raise CapabilityError(f"{probe} cannot be served: {self._why_not or _offered(self._offers)}")
+        if probe.kind == "pixels":
+            return Read("pixels")
+        if probe.layer == "all":
+            return Read(probe.kind, tuple(range(self._layers)))
         layer = self._layer if probe.layer is None else probe.layer
         if not 0 <= layer < self._layers:
             raise CapabilityError(
                 f"layer {layer} does not exist: this decoder has layers 0 to {self._layers - 1}"
             )
-        return layer
+        return Read(probe.kind, (layer,))
 
     def _option(self, row: Row, option: str) -> Row:
         """The prompt, the option and the end token: scored from where it departs from the prompt."""
         gap = "" if row.text[-1:].isspace() else " "
         text = f"{row.text}{gap}{option}{self._tokenizer.eos_token or ''}"
-        tokens = self._family.tokenize(text, len(row.pictures))
+        tokens = self._family.tokenize(text, row.pictures).ids
         common = next(
             (n for n, (a, b) in enumerate(zip(row.tokens, tokens, strict=False)) if a != b),
             min(len(row.tokens), len(tokens)),
         )
         if common == len(tokens):
             raise PromptError(f"the option {option!r} adds no token to the prompt")
-        return dataclasses.replace(row, text=text, tokens=tokens, tail=len(tokens) - common, layers=())
+        return dataclasses.replace(row, text=text, tokens=tokens, tail=len(tokens) - common, reads=())
 
     # ------------------------------------------------------------ batches
 
@@ -286,7 +316,8 @@ class Waves:
         if steering is not None:
             prompt = taps.Prompt(self._family.image_tokens(inputs), inputs.mask, self._layers)
             steered = (steering.tap(prompt),)
-        with taps.active(*steered):
+        reading = self._family.reading(rows, inputs) if any(row.reads for row in rows) else None
+        with taps.active(*([] if reading is None else [reading.tap]), *steered):
             out = self._weights.generate(
                 **inputs.whole(),
                 max_new_tokens=max(limits),
@@ -303,6 +334,8 @@ class Waves:
             job.draft.passes += ended.steps
             for tap in steered:
                 job.draft.trace.update(tap.trace(place, ended.steps))
+        for job, maps in zip(jobs, reading.maps() if reading else [], strict=bool(reading)):
+            job.draft.maps = maps
 
     def _limit(self, length: int, max_tokens: int) -> int:
         """New tokens allowed: what was asked for, or what the context has left."""
@@ -341,6 +374,15 @@ def _ordered(jobs: Sequence[_Job], family: Family) -> list[_Job]:
         for group in sorted(groups, key=place)
         for job in sorted(groups[group], key=lambda job: -len(job.row.tokens))
     ]
+
+
+def _offered(offers: frozenset[Capability]) -> str:
+    return f"this model, as it was loaded, offers {', '.join(sorted(offers)) or 'generate only'}"
+
+
+def _said(layers: tuple[int, ...]) -> Json:
+    """A map's layer; None for one that has none, a list where it is a mean."""
+    return list(layers) if len(layers) > 1 else next(iter(layers), None)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -9,10 +9,12 @@ checkpoints, prompts, decoding, rows and batches, and one file per family's layo
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapters._hf_checkpoint import (
@@ -35,9 +37,15 @@ if TYPE_CHECKING:
 
 Attention = Literal["auto", "fovea", "sdpa", "eager", "flash_attention_2"]
 
-MAP_LAYERS = {("llava", 32): 14}
-"""Layer of an importance map by family and depth: LLaVA-1.5-7B's from the paper (mllms_know:
-llava_methods.py); any other decoder's is its middle one, where attention localises best (issue 6)."""
+LAYOUTS = {
+    "llava": "_hf_llava",
+}
+"""The file that knows a family's image tokens: it exports `layout`, a `Layout`, and `gap(config)`."""
+
+MAP_LAYERS = {("llava", 32): 14, ("instructblip", 32): 15, ("qwen2_5_vl", 36): 22}
+"""Layer of an importance map by family and depth, as mllms_know has them for LLaVA-1.5-7B,
+InstructBLIP-Vicuna-7B and Qwen2.5-VL-3B; any other decoder's is its middle one, where attention
+localises best (its issue 6)."""
 
 
 def model(
@@ -82,24 +90,22 @@ def model(
         template=_pick_template(template, found),
         batch=batch or (16 if device == "cpu" else 32),
         trust_remote_code=trust_remote_code,
-        known=not unknown,
+        why_not=unknown,
     )
 
 
 def layout_gap(config: Any) -> str:
-    """Why the layout of a config's image tokens is not known; empty if it is.
+    """Why the layout of a config's image tokens is not known; empty if it is."""
+    if config.model_type not in LAYOUTS:
+        known = ", ".join(LAYOUTS)
+        return (
+            f"where {config.model_type}'s image tokens stand is not known to the hf adapter; it knows {known}"
+        )
+    return str(_layout_file(config.model_type).gap(config))
 
-    Known is LLaVA-1.5's: one fixed-size tower, one grid per picture, full attention in the decoder.
-    """
-    if config.model_type != "llava":
-        return f"the layout of {config.model_type}'s image tokens is not known to the hf adapter"
-    tower = config.vision_config.model_type
-    if tower not in ("clip_vision_model", "siglip_vision_model"):
-        return f"this LLaVA's tower is {tower}; a known layout has CLIP's or SigLIP's"
-    kinds = set(getattr(config.text_config, "layer_types", None) or ())
-    if getattr(config.text_config, "sliding_window", None) or kinds - {"full_attention"}:
-        return "this LLaVA's decoder does not attend to everything before a token"
-    return ""
+
+def _layout_file(family: str) -> ModuleType:
+    return importlib.import_module(f"adapters.{LAYOUTS[family]}")
 
 
 def _pick_template(template: Template, found: Checkpoint) -> Template:
@@ -123,7 +129,10 @@ def _has_chat_template(folder: Path) -> bool:
 
 @dataclass(eq=False)
 class Hf:
-    """One checkpoint under one set of knobs. `model()` makes it and describes the knobs."""
+    """One checkpoint under one set of knobs. `model()` makes it and describes the knobs.
+
+    why_not: why it serves no maps and no steering whatever the knobs say; empty if it could.
+    """
 
     checkpoint: Checkpoint
     device: str
@@ -133,7 +142,7 @@ class Hf:
     template: Template
     batch: int
     trust_remote_code: bool
-    known: bool
+    why_not: str
     _waves: Waves | None = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -142,8 +151,9 @@ class Hf:
         """Likelihoods from every decoder; maps and steering where the layout and the kernel allow it."""
         if self.checkpoint.config.is_encoder_decoder:
             return frozenset()
-        if self.known and self.attn == "fovea":
-            return frozenset({Capability.LIKELIHOOD, Capability.ATTENTION, Capability.STEERING})
+        if self.attn == "fovea":
+            offers: frozenset[Capability] = _layout_file(self.checkpoint.family).layout.offers
+            return offers
         return frozenset({Capability.LIKELIHOOD})
 
     @property
@@ -151,7 +161,8 @@ class Hf:
         return Pace(group=max(64, 2 * self.batch))
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides its answers. image_size: the vision tower's input in pixels, if fixed."""
+        """Everything that decides its answers. image_size, patch_size: the vision
+        tower's input and its patches in pixels, where they are fixed."""
         found = self.checkpoint
         limits = ("size", "crop_size", "do_center_crop", "do_pad", "min_pixels", "max_pixels")
         return {
@@ -164,7 +175,8 @@ class Hf:
             "quantization": self.quantization,
             "attention": self.attn,
             "template": self.template,
-            "image_size": self._image_size(),
+            "image_size": self._of_the_tower("image_size"),
+            "patch_size": self._of_the_tower("patch_size"),
             "image_processor": {key: found.pixels[key] for key in limits if key in found.pixels},
         }
 
@@ -185,14 +197,12 @@ class Hf:
         processor = load_processor(self.checkpoint, trust_remote_code=self.trust_remote_code)
         return render(request, self.template, processor)
 
-    def _image_size(self) -> int | None:
-        vision = getattr(self.checkpoint.config, "vision_config", None)
-        size = getattr(vision, "image_size", None)
+    def _of_the_tower(self, name: str) -> int | None:
+        size = getattr(getattr(self.checkpoint.config, "vision_config", None), name, None)
         return size if isinstance(size, int) else None
 
     def _load(self) -> Waves:
         from adapters._hf_generic import Generic
-        from adapters._hf_llava import Llava
         from adapters._hf_rows import Family
         from adapters._hf_wave import Waves
         from harness import taps
@@ -200,8 +210,11 @@ class Hf:
         taps.register()
         decoder = self.checkpoint.config.get_text_config()
         attention: str | dict[str, str] = self.attn
+        # Flash attention has not been run over beginnings that rows share: it takes whole rows.
+        shares = not self.why_not and self.attn != "flash_attention_2"
+        kind: Any = _layout_file(self.checkpoint.family).layout if shares else Generic
         if self.attn == "fovea":
-            attention = {"text_config": taps.KERNEL, "vision_config": "sdpa"}
+            attention = kind.attention
         weights, processor = load(
             self.checkpoint,
             device=self.device,
@@ -211,9 +224,6 @@ class Hf:
             trust_remote_code=self.trust_remote_code,
         )
         context = getattr(decoder, "max_position_embeddings", None)
-        # Flash attention has not been run over beginnings that rows share: it takes whole rows.
-        shares = self.known and self.attn != "flash_attention_2"
-        kind: type[Llava] | type[Generic] = Llava if shares else Generic
         family: Family = kind(weights, processor, context)
         layers = int(decoder.num_hidden_layers)
         return Waves(
@@ -225,4 +235,6 @@ class Hf:
             layer=MAP_LAYERS.get((self.checkpoint.family, layers), layers // 2),
             layers=layers,
             context=context,
+            offers=self.offers,
+            why_not=self.why_not,
         )

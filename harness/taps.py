@@ -55,6 +55,10 @@ class Tap:
         """A mask, broadcastable to (B, 1, Q, K), in place of the call's; None keeps that one."""
         return None
 
+    def after(self, call: AttentionCall, output: Tensor) -> Tensor | None:
+        """Given what the attention gave, (B, Q, heads, dim), what to use in its place; None keeps it."""
+        return None
+
     def trace(self, row: int, tokens: int) -> dict[str, Json]:
         """What is worth keeping of a batch's row that decoded so many tokens."""
         return {}
@@ -117,7 +121,8 @@ class RowTap(Tap):
 
     layers: which ones (0-based). columns: LongTensor (B, N) of key positions to keep, or None for all.
     stop: end the forward once the highest of `layers` is read; its own attention is not computed.
-    `rows` then maps a layer to a float32 tensor (B, N), still on the device. No Q x K matrix is made.
+    `rows` then maps a layer to a float32 tensor (B, N), still on the device: of the first forward that
+    passes the layer, so that a generation's is its prompt's. No Q x K matrix is made.
     """
 
     def __init__(self, layers: Iterable[int], *, columns: Tensor | None = None, stop: bool = False) -> None:
@@ -127,12 +132,40 @@ class RowTap(Tap):
         self.rows: dict[int, Tensor] = {}
 
     def before(self, call: AttentionCall) -> None:
-        if call.layer not in self.layers:
+        if call.layer not in self.layers or call.layer in self.rows:
             return
         row = last_row(call.query, call.key, call.mask, call.scaling).mean(dim=1)
         self.rows[call.layer] = row if self.columns is None else row.gather(1, self.columns)
         if self.stop and call.layer == max(self.layers):
             raise StopForward
+
+
+class GradientTap(Tap):
+    """Makes the last token's attention weights something that a gradient can be taken of.
+
+    To each layer's weights w it adds zeros z, so that the output becomes (w + z) V: nothing changes, and
+    the gradient of anything above by z is its gradient by w, whether w itself belongs to a graph or not.
+    layers: which ones (0-based). rows, zeros: by layer, w and z, float32 (B, heads, K). Run the forward
+    under `torch.enable_grad()`.
+    """
+
+    def __init__(self, layers: Iterable[int]) -> None:
+        self.layers = frozenset(layers)
+        self.rows: dict[int, Tensor] = {}
+        self.zeros: dict[int, Tensor] = {}
+
+    def after(self, call: AttentionCall, output: Tensor) -> Tensor | None:
+        if call.layer not in self.layers:
+            return None
+        row = last_row(call.query, call.key, call.mask, call.scaling).detach()
+        zeros = torch.zeros_like(row, requires_grad=True)
+        rows, heads, length = row.shape
+        kv_heads = call.value.shape[1]
+        grouped = zeros.view(rows, kv_heads, heads // kv_heads, length)
+        nothing = torch.matmul(grouped, call.value[:, :, :length].float())  # (B, kv, group, dim)
+        nothing = nothing.reshape(rows, 1, heads, -1).to(output.dtype)
+        self.rows[call.layer], self.zeros[call.layer] = row, zeros
+        return torch.cat([output[:, :-1], output[:, -1:] + nothing], dim=1)
 
 
 def last_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
@@ -185,17 +218,24 @@ def _attention(
     """transformers' signature of an attention kernel: SDPA, and the active taps before it."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    taps = _ACTIVE.get()
-    if taps:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        call = AttentionCall(module.layer_idx, query, key, value, attention_mask, scale)
-        for tap in taps:
-            tap.before(call)
-        for tap in taps:
-            if (mask := tap.sees(call)) is not None:
-                attention_mask = mask
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    result: tuple[Tensor, Tensor | None] = sdpa(
+    taps = _ACTIVE.get()
+    if not taps:
+        plain: tuple[Tensor, Tensor | None] = sdpa(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+        )
+        return plain
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    call = AttentionCall(module.layer_idx, query, key, value, attention_mask, scale)
+    for tap in taps:
+        tap.before(call)
+    for tap in taps:
+        if (mask := tap.sees(call)) is not None:
+            attention_mask = mask
+    output, weights = sdpa(
         module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
     )
-    return result
+    for tap in taps:
+        if (changed := tap.after(call, output)) is not None:
+            output = changed
+    return output, weights

@@ -94,21 +94,29 @@ class Hints:
 class Probe(Protocol):
     """Something a white-box method wants of a forward pass: a frozen dataclass, part of the digest."""
 
-    needs: ClassVar[Capability]
+    @property
+    def needs(self) -> Capability: ...
 
 
 @dataclass(frozen=True)
 class ReadMap:
     """Ask for an importance map of the last prompt token over the first image.
 
-    layer: 0-based decoder layer, or None for the adapter's default of its family.
-    kind: `attention` is the head-mean attention row over the image's tokens; `gradient` and `pixels`
-    are the gradient-based maps of ViCrop.
+    layer: 0-based decoder layer; "all" is the mean over all of them; None is the adapter's default of its
+    family. kind: `attention` is the head-mean attention row over the image's tokens; `gradient` is the
+    head-mean of that row times the positive part of its gradient; `pixels` is the gradient's norm at each
+    pixel of the model's input, and has no layer. Both gradients are of log p of the likeliest next token.
+    keep: a request that begins with the same pictures will follow, so what they cost is worth keeping;
+    it changes no map.
     """
 
-    needs: ClassVar[Capability] = Capability.ATTENTION
-    layer: int | None = None
+    layer: int | Literal["all"] | None = None
     kind: Literal["attention", "gradient", "pixels"] = "attention"
+    keep: bool = False
+
+    @property
+    def needs(self) -> Capability:
+        return Capability.ATTENTION if self.kind == "attention" else Capability.GRADIENT
 
 
 @dataclass(frozen=True)
@@ -302,7 +310,8 @@ def require(model: Model, capability: Capability, who: str, remedy: str) -> None
     described = model.describe()
     name = described.get("method") or described.get("model") or described.get("adapter")
     offered = ", ".join(sorted(model.offers)) or "generate only"
-    raise CapabilityError(f"{who} needs {capability}; {name} offers {offered}. {remedy}")
+    why = f" ({model.why_not})" if getattr(model, "why_not", "") else ""
+    raise CapabilityError(f"{who} needs {capability}; {name} offers {offered}{why}. {remedy}")
 
 
 class Metric(Protocol):

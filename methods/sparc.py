@@ -53,7 +53,6 @@ class SparcSteering:
     of it sees every other (the released prefill).
     """
 
-    needs: ClassVar[Capability] = Capability.STEERING
     alpha: float
     beta: float
     tau: float
@@ -62,6 +61,10 @@ class SparcSteering:
     select: Select
     seed: int
     whole_prompt: bool
+
+    @property
+    def needs(self) -> Capability:
+        return Capability.STEERING
 
     def tap(self, prompt: Prompt) -> SparcTap:
         """The state of one generation. Raises `CapabilityError` for a layer that does not exist."""

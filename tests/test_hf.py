@@ -126,6 +126,7 @@ def test_a_description_holds_what_decides_the_answers(folders: dict[str, Path]) 
         "attention": "fovea",
         "template": "chat",
         "image_size": 56,
+        "patch_size": 14,
         "image_processor": {
             "size": {"height": 56, "width": 56},
             "crop_size": {"height": 56, "width": 56},
@@ -608,7 +609,7 @@ def test_a_map_and_a_text_can_come_of_one_request(models: dict[str, hf.Hf]) -> N
 
 @pytest.mark.parametrize(
     ("probe", "says"),
-    [(ReadMap(9), "layers 0 to 3"), (ReadMap(1, kind="gradient"), "cannot serve ReadMap")],
+    [(ReadMap(9), "layers 0 to 3"), (ReadMap(-1, kind="gradient"), "layers 0 to 3")],
 )
 def test_a_map_that_is_not_offered_is_refused(models: dict[str, hf.Hf], probe: ReadMap, says: str) -> None:
     with pytest.raises(CapabilityError, match=says):
