@@ -15,7 +15,7 @@ from torch import Tensor
 from adapters._hf_rows import Inputs, Pixels, Reading, Row, Tokens, require_pictures, require_room
 from harness.errors import CapabilityError, PictureError
 from harness.pictures import Picture
-from harness.types import ImportanceMap
+from harness.types import ImportanceMap, Json
 
 
 class Generic:
@@ -70,6 +70,9 @@ class Generic:
 
     def image_tokens(self, inputs: Inputs) -> Tensor:
         raise CapabilityError(self._unknown("it cannot be steered"))
+
+    def place(self, picture: Picture) -> dict[str, Json]:
+        return {}
 
     def forget(self) -> None:
         """Nothing is kept between batches."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from harness.errors import PictureError
 from harness.pictures import Picture
 from harness.taps import Steering, Tap
-from harness.types import Decoding, Failure, ImportanceMap
+from harness.types import Decoding, Failure, ImportanceMap, Json
 
 T = TypeVar("T")
 
@@ -151,6 +151,9 @@ class Family(Protocol):
 
     def image_tokens(self, inputs: Inputs) -> Tensor:
         """Where a batch's image tokens stand: bool (B, L). Raises `CapabilityError` if not known."""
+
+    def place(self, picture: Picture) -> dict[str, Json]:
+        """How a picture's tokens lie in it, for traces: see `harness.traces.trace_arrays`."""
 
     def forget(self) -> None:
         """Give back the memory of what was kept for later batches."""

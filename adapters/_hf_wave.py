@@ -333,7 +333,8 @@ class Waves:
             job.draft.tokens_out = ended.tokens
             job.draft.passes += ended.steps
             for tap in steered:
-                job.draft.trace.update(tap.trace(place, ended.steps))
+                seen = self._family.place(job.row.pictures[0])
+                job.draft.trace.update({**tap.trace(place, ended.steps), **seen})
         for job, maps in zip(jobs, reading.maps() if reading else [], strict=bool(reading)):
             job.draft.maps = maps
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from harness.cache import Answers
     from harness.engine import Progress, Run
+    from harness.sweep import Outcome, Plan
 
 RUNS = Path("results/runs")
 KINDS = ("tasks", "models", "methods", "metrics")
@@ -65,6 +66,9 @@ def run(
     seed: Annotated[int, typer.Option(help="S: the sampler's seed.")] = 0,
     batch: Annotated[int | None, typer.Option(help="Samples per group [default: the model's pace].")] = None,
     max_failures: Annotated[int | None, typer.Option(help="Stop once more samples than this failed.")] = None,
+    save_traces: Annotated[
+        bool, typer.Option("--save-traces", help="Keep maps and selections in RUN/traces, for `fovea show`.")
+    ] = False,
     out: Out = RUNS,
     cache: Annotated[bool, typer.Option(help="Keep answers in OUT/cache.sqlite and use those there.")] = True,
     dry_run: Annotated[
@@ -95,12 +99,47 @@ def run(
                 seed=seed,
                 batch=batch,
                 max_failures=max_failures,
+                save_traces=save_traces,
                 cache=answers,
                 progress=progress,
                 warn=_warn,
             )
         _show_result(result)
         raise typer.Exit(_exit_code(result))
+
+
+@app.command()
+def sweep(
+    grid: Annotated[Path, typer.Argument(help="A YAML file of tasks, models and methods: recipes/*.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="data=DIR: a variable of the grid; repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N samples of every cell.")] = None,
+    out: Out = RUNS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and stop.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run every cell of a grid, then show the board. Repeating the command resumes it, cell by cell."""
+    from harness import resolve, sweep
+    from harness.grid import read
+
+    with _errors(verbose):
+        answers = None if dry_run else _answers(out)
+        plan = sweep.prepare(read(grid, _settings(set_ or ())), limit, answers)
+        if dry_run:
+            _show_cells(plan)
+        plan.check()
+        if dry_run:
+            return
+        ended = []
+        for outcome in sweep.run(plan, out=out, cache=answers, progress=_progress, warn=_warn):
+            ended.append(outcome)
+            if not outcome.good:
+                _warn(f"{outcome.cell}: {outcome.reason}")
+        runs = list(dict.fromkeys(outcome.run.path for outcome in ended if outcome.run is not None))
+        if runs:
+            resolve.verb("board")(runs, resolve.metric_from, _console())
+        raise typer.Exit(_close_sweep(plan, ended))
 
 
 @app.command()
@@ -192,6 +231,35 @@ def board(
     with _errors(verbose):
         found = _run_directories(runs or [RUNS])
         resolve.verb("board")(found, resolve.metric_from, _console(), by or ())
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    samples: Annotated[list[str] | None, typer.Argument(help="Their ids; default: the first eight.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the pictures [default: RUN/pictures].")] = None,
+    wrong: Annotated[bool, typer.Option("--wrong", help="The first eight answered wrongly.")] = False,
+    task: Annotated[
+        str | None, typer.Option(help="The run's task, for pictures that are not where they were.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Draw samples of a run: the map over the picture, the crop, the answer; one PNG each."""
+    from harness import resolve, store
+
+    with _errors(verbose):
+        faults = resolve.verb("samples")(
+            run,
+            samples or (),
+            out or run / "pictures",
+            wrong=wrong,
+            task=lambda: resolve.make_task(task or store.read_run(run)["task"]),
+            metric_from=resolve.metric_from,
+            say=typer.echo,
+        )
+        for fault in faults:
+            typer.secho(fault, err=True, fg="red")
+        raise typer.Exit(FAULTY if faults else COMPLETE)
 
 
 @app.command()
@@ -308,6 +376,43 @@ def _exit_code(result: Run) -> int:
     if result.status == "interrupted":
         return INTERRUPTED
     return FAILED if result.status != "complete" or result.failed else COMPLETE
+
+
+def _settings(words: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE of every --set."""
+    from harness.errors import SpecError
+
+    for word in words:
+        if "=" not in word:
+            raise SpecError(f"--set {word}: write --set NAME=VALUE")
+    return {name: value for name, _, value in (word.partition("=") for word in words)}
+
+
+def _show_cells(plan: Plan) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("task", "model", "methods", "samples")
+    for column in table.columns:
+        column.overflow = "fold"  # a spec's last knob may be all that tells two cells apart
+    for cell in plan.cells:
+        samples = plan.samples(cell)
+        known = "?" if samples is None else f"{samples:,}"
+        table.add_row(*map(escape, (cell.task, cell.model, cell.chain, known)))
+    _console().print(table)
+    typer.echo(f"{len(plan.cells)} cells, {plan.requests:,} requests")
+
+
+def _close_sweep(plan: Plan, ended: Sequence[Outcome]) -> int:
+    """How many cells are complete, and which are not and why. The sweep's exit code."""
+    bad = [outcome for outcome in ended if not outcome.good]
+    typer.echo(f"{len(ended) - len(bad)} of {len(plan.cells)} cells complete")
+    for outcome in bad:
+        _warn(f"{outcome.cell}: {outcome.reason}")
+    if any(outcome.run is not None and outcome.run.status == "interrupted" for outcome in bad):
+        _warn(_RESUME.format(_quoted_command()))
+        return INTERRUPTED
+    return FAILED if bad else COMPLETE
 
 
 def _console() -> Console:

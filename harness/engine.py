@@ -26,7 +26,16 @@ from harness import events
 from harness.cache import Answers, Cached
 from harness.errors import DataError, PictureError, SpecError
 from harness.provenance import now, provenance
-from harness.store import Key, Record, RunDirectory, read_records, read_run, run_id, slug
+from harness.store import (
+    Key,
+    Record,
+    RunDirectory,
+    read_records,
+    read_run,
+    run_id,
+    slug,
+    trace_path,
+)
 from harness.summary import (
     measure,
     measured_again,
@@ -36,6 +45,7 @@ from harness.summary import (
     summarise,
     total_usage,
 )
+from harness.traces import Arrays, trace_arrays
 from harness.types import (
     Method,
     Metric,
@@ -113,6 +123,7 @@ def run(
     seed: int = 0,
     batch: int | None = None,
     max_failures: int | None = None,
+    save_traces: bool = False,
     cache: Answers | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
@@ -121,8 +132,9 @@ def run(
 
     out: where run directories go. limit: the first N samples. samples: these ids only. repeats: ask each
     sample K times, with seeds seed, seed+1, ... batch: requests per group (default: the model's pace).
-    max_failures: stop once more than so many samples failed. cache: answers already known, kept under
-    the methods. Repeating a call resumes its run. KeyboardInterrupt ends it with status `interrupted`.
+    max_failures: stop once more than so many samples failed. save_traces: keep each sample's maps and
+    selections (`trace_arrays`), one .npz each. cache: answers already known, kept under the methods.
+    Repeating a call resumes its run. KeyboardInterrupt ends it with status `interrupted`.
 
     Raises DataError for an unusable selection, StoreError for an unusable directory, and whatever
     concerns every request (ModelError, CapabilityError). A metric's exception is a bug and goes through.
@@ -132,7 +144,9 @@ def run(
     specs = [getattr(method, "spec", None) for method in methods]
     header = _header(task, chain, specs, selection, seed)
     with RunDirectory(run_path(out, task, chain, header["id"])) as directory:
-        work = _Work(task, chain, selection, seed, batch, max_failures, directory, header, progress)
+        work = _Work(
+            task, chain, selection, seed, batch, max_failures, save_traces, directory, header, progress
+        )
         return work.through(warn)
 
 
@@ -210,6 +224,7 @@ def _header(
         "id": run_id(identity),
         "baseline": run_id(_identity(task, inner, seed)),
         "identity": identity,
+        "task": task.spec or task.name,
         "methods": [spec or name for spec, name in zip(specs, names, strict=True)],
         "selection": selection.json(),
         "metrics": [metric_json(metric) for metric in task.metrics],
@@ -240,6 +255,14 @@ def _identity(task: Task, chain: Model, seed: int) -> dict[str, Any]:
 # ---------------------------------------------------------------- the work
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """A sample's record, and what is kept of its trace (nothing unless asked for)."""
+
+    record: Record
+    arrays: Arrays
+
+
 @dataclass
 class _Work:
     task: Task
@@ -248,6 +271,7 @@ class _Work:
     seed: int
     batch: int | None
     max_failures: int | None
+    save_traces: bool
     directory: RunDirectory
     header: dict[str, Any]
     progress: Callable[[Progress], None]
@@ -263,6 +287,11 @@ class _Work:
             record.key: slim(record, self.task.breakdowns) for record in known if record.key in wanted
         }
         self.resumed = len(self.ended)
+        if self.save_traces and (late := self._without_trace(known)):
+            warn(
+                f"{late} samples were answered before without --save-traces and have no trace. For theirs, "
+                f"remove {self.directory.path} and repeat the command; cached answers are not made again"
+            )
         self.failed = 0
         self.directory.write_run({**self.header, "status": "running"})
         status = "interrupted"
@@ -283,10 +312,24 @@ class _Work:
             return records
         return measured_again(records, self.task.metrics)
 
+    def _without_trace(self, known: Sequence[Record]) -> int:
+        """How many of the resumed records tell of arrays that nobody kept."""
+        return sum(
+            bool(trace_arrays(record.trace)) and not trace_path(self.directory.path, record.key).exists()
+            for record in known
+            if record.key in self.ended
+        )
+
     def _answer_all(self) -> str:
         self._tell()
-        for records in self._groups():
-            self.directory.append(records)
+        for group in self._groups():
+            records = [ended.record for ended in group]
+            try:
+                for ended in group:
+                    if ended.arrays:
+                        self.directory.keep_trace(ended.record.key, ended.arrays)
+            finally:  # an answer is worth more than its trace
+                self.directory.append(records)
             for record in records:
                 self.ended[record.key] = slim(record, self.task.breakdowns)
                 self.failed += record.failure is not None
@@ -295,7 +338,7 @@ class _Work:
                 return "stopped"
         return "complete"
 
-    def _groups(self) -> Iterator[list[Record]]:
+    def _groups(self) -> Iterator[list[_Ended]]:
         """Records group by group: in order, or as they complete where several are in flight."""
         todo = [
             (sample, repeat)
@@ -310,7 +353,7 @@ class _Work:
             yield from map(self._answer, groups)
             return
         with ThreadPoolExecutor(pace.in_flight) as pool:
-            waiting: set[Future[list[Record]]] = set()
+            waiting: set[Future[list[_Ended]]] = set()
             try:
                 for group in groups:
                     if len(waiting) >= pace.in_flight:
@@ -324,7 +367,7 @@ class _Work:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _answer(self, group: Sequence[tuple[Sample, int]]) -> list[Record]:
+    def _answer(self, group: Sequence[tuple[Sample, int]]) -> list[_Ended]:
         oracle = bool(getattr(self.chain, "oracle", False))
         requests = [
             request_of(self.task, sample, self.seed + repeat, oracle=oracle) for sample, repeat in group
@@ -334,11 +377,16 @@ class _Work:
         texts = [self.task.postprocess(response.text) for response in responses]
         measures = measure(self.task.metrics, texts, responses, samples)
         return [
-            _record(sample, repeat, request, response, text, counts)
+            _Ended(_record(sample, repeat, request, response, text, counts), self._arrays(response))
             for (sample, repeat), request, response, text, counts in zip(
                 group, requests, responses, texts, measures, strict=True
             )
         ]
+
+    def _arrays(self, response: Response) -> Arrays:
+        if not self.save_traces or response.failure is not None:
+            return {}
+        return trace_arrays(response.trace, response.maps)
 
     def _tell(self) -> None:
         self.progress(

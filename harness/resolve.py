@@ -16,6 +16,7 @@ from __future__ import annotations
 import ast
 import difflib
 import functools
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -53,7 +54,8 @@ class Spec:
 
 def make_task(spec: str, cache: Answers | None = None) -> Task:
     """The task that `spec` names, its annotations read."""
-    return typing.cast(Task, _bound("task", spec, cache)())
+    task = typing.cast(Task, _bound("task", spec, cache)())
+    return dataclasses.replace(task, spec=spec)
 
 
 def make_model(spec: str, cache: Answers | None = None) -> Model:

@@ -3,6 +3,7 @@
     <out>/<task>/<model>/<method>-<id8>/
       run.json        header first; then status, summary, times and spending, atomically
       records.jsonl   one line per sample, appended and flushed as it completes
+      traces/         maps and selections, one .npz per sample, where they were asked for
 
 Two undisturbed runs agree byte for byte in `summary`. A torn last line is dropped on resume; a line that
 cannot be read is set aside, never lost. It knows files and JSON; what the numbers mean, it does not.
@@ -14,19 +15,23 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import StoreError
 from harness.types import Failure, Sample, Usage, digest
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 SCHEMA = 1
 RUN = "run.json"
 RECORDS = "records.jsonl"
 SET_ASIDE = "records.unreadable.jsonl"
+TRACES = "traces"
 
 _ALWAYS = ("sample_id", "text", "usage", "schema")
 Key = tuple[str, int]
@@ -121,6 +126,30 @@ def read_run(directory: Path) -> dict[str, Any]:
     return content
 
 
+def trace_path(directory: Path, key: Key) -> Path:
+    """Where a sample's trace lies: the file's name follows from the sample's id and repeat."""
+    return directory / TRACES / f"{file_name(key)}.npz"
+
+
+def read_trace(directory: Path, key: Key) -> dict[str, npt.NDArray[Any]] | None:
+    """A sample's arrays (`harness.traces.trace_arrays`), None where none were kept; pickles do not load.
+
+    Raises StoreError where the file cannot be read.
+    """
+    import zipfile
+
+    import numpy as np
+
+    path = trace_path(directory, key)
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+        raise StoreError(f"{path} cannot be read: {error}. Remove it") from None
+
+
 def find_runs(root: Path) -> list[Path]:
     """Every run directory below `root` (or `root` itself), sorted."""
     if (root / RUN).is_file():
@@ -208,7 +237,7 @@ class RunDirectory:
                 f"{self.records_path} was changed by somebody else while this run was writing it. Nothing "
                 "more was written; see what happened to it, then repeat the command to resume"
             )
-        data = "".join(record.line() + "\n" for record in records).encode("utf-8", "surrogatepass")
+        data = _encoded(record.line() + "\n" for record in records)
         try:
             rest = memoryview(data)
             while rest:
@@ -218,10 +247,26 @@ class RunDirectory:
             raise self._failed(error) from None
         self._written += len(data)
 
+    def keep_trace(self, key: Key, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Write a sample's arrays in one step, in place of any before."""
+        import numpy as np
+
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
+        path = trace_path(self.path, key)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            _write_atomically(path, packed.getvalue())
+        except OSError as error:
+            raise StoreError(
+                f"{path.parent} cannot be written: {error.strerror or error}. Every answer so far is kept; "
+                "make room or mend the permissions, or repeat the command without --save-traces"
+            ) from None
+
     def rewrite(self, records: Sequence[Record]) -> None:
         """Replace all records in one step, as scoring again does. Not for a file that is being appended."""
         try:
-            _write_atomically(self.records_path, "".join(record.line() + "\n" for record in records))
+            _write_atomically(self.records_path, _encoded(record.line() + "\n" for record in records))
         except OSError as error:
             raise self._failed(error) from None
 
@@ -229,7 +274,7 @@ class RunDirectory:
         """Replace run.json in one step."""
         text = json.dumps({"schema": SCHEMA, **content}, indent=1, ensure_ascii=False)
         try:
-            _write_atomically(self.path / RUN, text + "\n")
+            _write_atomically(self.path / RUN, _encoded([text, "\n"]))
         except OSError as error:
             raise self._failed(error) from None
 
@@ -265,6 +310,16 @@ def slug(text: str) -> str:
     return cleaned[-80:] or "unnamed"
 
 
+def file_name(key: Key) -> str:
+    """A sample's name for files: what is readable of its id, and a digest that tells it from any other.
+
+    >>> file_name(("../../etc/passwd", 0))
+    'etc--passwd-cbbd64c5082c'
+    """
+    readable = key[0][-40:].encode("ascii", "replace").decode()
+    return f"{slug(readable)}-{digest(key)[:12]}"
+
+
 def _lines(path: Path) -> Iterator[tuple[int, bytes, Record | None]]:
     """(number, line, its record or None) of a records file; a missing file has none."""
     try:
@@ -281,11 +336,15 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, Record | None]]:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _encoded(texts: Iterable[str]) -> bytes:
+    return "".join(texts).encode("utf-8", "surrogatepass")
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
     draft = path.with_name(path.name + ".new")
     try:
-        with draft.open("w", encoding="utf-8", errors="surrogatepass") as out:
-            out.write(text)
+        with draft.open("wb") as out:
+            out.write(data)
             out.flush()
             os.fsync(out.fileno())
         draft.replace(path)

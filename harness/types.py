@@ -310,8 +310,10 @@ def require(model: Model, capability: Capability, who: str, remedy: str) -> None
     described = model.describe()
     name = described.get("method") or described.get("model") or described.get("adapter")
     offered = ", ".join(sorted(model.offers)) or "generate only"
-    why = f" ({model.why_not})" if getattr(model, "why_not", "") else ""
-    raise CapabilityError(f"{who} needs {capability}; {name} offers {offered}{why}. {remedy}")
+    why = getattr(model, "why_not", "")  # a model that never could may say so
+    raise CapabilityError(
+        f"{who} needs {capability}; {name} offers {offered}{why and f' ({why})'}. {remedy}"
+    )
 
 
 class Metric(Protocol):
@@ -348,7 +350,8 @@ class Task:
     fingerprint: sha256 of the annotation bytes or the hub revision. request: the prompt of a sample.
     postprocess: the protocol's mending of a raw text before it is measured. primary: the name of the
     number that ranks, one of the first metric's. breakdowns: keys of the samples' meta (texts, or lists of
-    them) by which scores are also shown, beside the category.
+    them) by which scores are also shown, beside the category. spec: as the user named it; a way to make the
+    task again, and no part of its identity.
 
     The file of a task whose test split has no answers also exports `submission(pairs)`: the evaluation
     server's file, as JSON, from (sample, post-processed text) pairs.
@@ -364,6 +367,7 @@ class Task:
     primary: str
     postprocess: Callable[[str], str] = str.strip
     breakdowns: tuple[str, ...] = ()
+    spec: str = ""
 
 
 # ---------------------------------------------------------------- canonical JSON

@@ -40,3 +40,32 @@ def scenes(task: Task, plain: Path, cropped: Path, picture: Path) -> None:
     from leaderboard.scenes import draw
 
     draw(task, plain, cropped, picture)
+
+
+def samples(
+    run: Path,
+    ids: Sequence[str],
+    folder: Path,
+    *,
+    wrong: bool,
+    task: Callable[[], Task],
+    metric_from: Callable[[Mapping[str, Any]], Metric],
+    say: Callable[[str], None],
+) -> list[str]:
+    """Draw samples of a run, one PNG each, saying each path; why the others could not be drawn.
+
+    ids: which; the first eight where none is named (of those answered wrongly, if `wrong`). task: makes the
+    run's task again, for pictures that are not files.
+    """
+    from harness.errors import FoveaError
+    from harness.store import read_run
+    from leaderboard.samples import Judge, Pictures, choose, show
+
+    judge, picture = Judge(read_run(run), metric_from), Pictures(task)
+    faults = []
+    for record in choose(run, ids, lambda record: not wrong or judge(record).wrong):
+        try:
+            say(str(show(run, record, folder, judge, picture)))
+        except FoveaError as error:
+            faults.append(f"{record.sample_id!r}: {error}")
+    return faults

@@ -86,8 +86,8 @@ class Sparc(Method):
 
     Transparent: it offers what its model does, except likelihoods (scoring an option decodes nothing to
     steer), further steering, and, under `released`, maps (they would be read of another prompt pass).
-    A request without a picture goes on as it came. Trace: layer, tau, and per decoded token the selected
-    image tokens (0 is the first) and their number.
+    A request without a picture goes on as it came. Trace: layer, tau, per decoded token the selected
+    image tokens (0 is the first) and their number, and how the first picture's tokens lie in it.
     """
 
     name: ClassVar[str] = "sparc"

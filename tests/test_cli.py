@@ -129,7 +129,7 @@ def test_listing_is_quick_because_torch_stays_out() -> None:
 
 def test_one_name_is_listed_with_its_knobs(tmp_path: Path) -> None:
     done = fovea("list", "methods", "vicrop", cwd=tmp_path)
-    assert "locate: rel_att|raw_att|oracle  [rel_att]" in done.stdout
+    assert "locate: rel_att|grad_att|pure_grad|raw_att|detector|oracle  [rel_att]" in done.stdout
 
 
 def test_the_doctor_says_what_is_there(tmp_path: Path) -> None:

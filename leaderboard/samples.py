@@ -1,0 +1,395 @@
+"""A picture per sample of a run: what was asked, where the method looked, what came of it.
+
+From the run's records and its traces; pixels come from where the record says they lie, or from the task,
+and only if they are those of the run (equal digests). It knows maps, boxes and selections by the names of
+`harness/traces.py`; which method made them, it does not know. A model's words are data: never mathtext,
+cut where they are long, without control characters.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.errors import DataError, FoveaError, PictureError, StoreError
+from harness.pictures import File, Member, Picture
+from harness.store import Record, file_name, read_records, read_run, read_trace
+from harness.traces import Arrays, trace_arrays
+from harness.types import Metric, Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+RIGHT, WRONG, PARTLY, BOX, TARGET, DIM = "#1a7f37", "#cf222e", "#9a6700", "#0969da", "#e16f24", "#59636e"
+WIDTH, PANEL, LINE, EDGE = 1600, 640, 24, 40  # pixels: the picture, a panel's side, a line of text, the rim
+FIRST = 8
+LINES, LETTERS = 6, 125  # of one text, at most
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How good one answer is by the run's first number: `value`, None where one sample has none."""
+
+    name: str = ""
+    value: float | None = None
+    higher_is_better: bool = True
+
+    @property
+    def right(self) -> bool:
+        return self.value is not None and (self.value >= 1 if self.higher_is_better else self.value <= 0)
+
+    @property
+    def wrong(self) -> bool:
+        return self.value is not None and (self.value <= 0 if self.higher_is_better else self.value > 0)
+
+
+class Judge:
+    """Reads a record's verdict from its counts; says nothing where the metric needs the whole corpus."""
+
+    def __init__(self, stored: Mapping[str, Any], metric_from: Callable[[Mapping[str, Any]], Metric]) -> None:
+        self._metric: Metric | None = None
+        if stored["metrics"]:
+            self._key, self._number = stored["metrics"][0]["key"], stored["primary"]
+            try:
+                self._metric = metric_from(stored["metrics"][0])
+            except FoveaError:
+                return  # its file or prompt has moved
+
+    def __call__(self, record: Record) -> Verdict:
+        metric = self._metric
+        if metric is None or self._key not in record.measures:
+            return Verdict()
+        values = metric.reduce([record.measures[self._key]])
+        # F1 of one sample says little: a right "no" has none.
+        name = "accuracy" if "accuracy" in values else self._number
+        return Verdict(name, values.get(name), bool(metric.higher_is_better.get(name, True)))
+
+
+def choose(run: Path, ids: Sequence[str], keep: Callable[[Record], bool]) -> list[Record]:
+    """The records of these ids, or of the first eight samples asked for that `keep` holds of.
+
+    Raises DataError for an id that the run has no record of.
+    """
+    if ids:
+        wanted = dict.fromkeys(ids)
+        found = [record for record in read_records(run) if record.sample_id in wanted]
+        known = {record.sample_id for record in found}
+        for one in wanted:
+            if one not in known:
+                example = next((record.sample_id for record in read_records(run)), None)
+                raise DataError(f"{run} has no record of {one!r}; its ids look like {example!r}")
+    else:
+        found = [record for record in read_records(run) if keep(record)]
+    place = {sample: number for number, sample in enumerate(ids or read_run(run)["selection"]["ids"])}
+    found = sorted(
+        {record.key: record for record in found if record.sample_id in place}.values(),
+        key=lambda record: (record.repeat, place[record.sample_id]),
+    )
+    return found if ids else found[:FIRST]
+
+
+def show(run: Path, record: Record, folder: Path, judge: Judge, picture: Callable[[Record], Picture]) -> Path:
+    """Write one record's PNG (1600 px wide) and say where. Raises FoveaError where its pixels or its trace
+    cannot be had, or the folder cannot be written."""
+    kept = read_trace(run, record.key)
+    arrays = {**trace_arrays(record.trace), **(kept or {})}
+    image = picture(record).open()
+    figure = draw(record, arrays, image, judge(record), read_run(run))
+    path = folder / f"{file_name(record.key)}.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a script that the font lacks
+            figure.savefig(path, metadata={"Software": None})
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}. Choose a folder with --out") from None
+    return path
+
+
+# ---------------------------------------------------------------- the pixels
+
+
+class Pictures:
+    """Finds the first picture of a record again. task: makes the run's task, when it is first needed."""
+
+    def __init__(self, task: Callable[[], Task]) -> None:
+        self._samples = cache(lambda: {sample.id: sample for sample in task().samples})
+
+    def __call__(self, record: Record) -> Picture:
+        """Raises PictureError, saying what is missing; FoveaError where the task cannot be made."""
+        if not record.pictures:
+            raise PictureError("it has no picture")
+        described = record.pictures[0]
+        label = str(described.get("source"))
+        if "digest" not in described:
+            raise PictureError(f"{label} could not be read during the run either")
+        found = _where_it_was(described)
+        if found is None:
+            sample = self._samples().get(record.sample_id)
+            found = sample.images[0] if sample is not None and sample.images else None
+        if found is None:
+            raise PictureError(
+                f"{label} is not there any more, and the task as made now has no such sample; "
+                "put the file back, or name the run's task with --task"
+            )
+        if found.digest != described["digest"]:
+            raise PictureError(
+                f"{label} is not the picture of the run: its pixels have changed. Put the file back, or name "
+                "the run's task with --task"
+            )
+        return found
+
+
+def _where_it_was(described: Mapping[str, Any]) -> Picture | None:
+    """A file, or a member of an archive, at the place that the record names."""
+    path = Path(str(described["source"]))
+    crops = tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in described.get("crops", ()))
+    try:
+        if path.is_file():
+            return Picture(File(path), crops)
+        for archive in path.parents:
+            if archive.is_file():
+                return Picture(Member(archive, path.relative_to(archive).as_posix()), crops)
+    except OSError:  # a label that is no path
+        pass
+    return None
+
+
+# ---------------------------------------------------------------- the drawing
+
+
+def draw(
+    record: Record, arrays: Arrays, image: Image.Image, verdict: Verdict, stored: Mapping[str, Any]
+) -> Figure:
+    """The picture with its map, crop and region; the crop beside it, or the selections; the words below.
+
+    arrays: as `harness.traces.trace_arrays`, of which each may be missing. stored: the run's header.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(
+        {"text.usetex": False, "text.parse_math": False, "font.family": "DejaVu Sans"}
+    ):
+        words = _words(record, verdict, stored, _notes(record, arrays))
+        below = sum(len(lines) for _, lines, _ in words) * LINE + 8 * len(words)
+        top, height = 50, 50 + PANEL + 70 + below + EDGE // 2
+        figure = Figure(figsize=(WIDTH / 100, height / 100), dpi=100)
+
+        def panel(left: int, width: int, high: int = PANEL) -> Axes:
+            across, up = left / WIDTH, 1 - (top + high) / height
+            return figure.add_axes((across, up, width / WIDTH, high / height))
+
+        left = panel(EDGE, 740)
+        _scene(left, record, arrays, image)
+        crop = _crop(arrays, image)
+        if crop is not None:
+            axes = panel(WIDTH - EDGE - 740, 740)
+            axes.imshow(_small(crop), interpolation="nearest" if max(crop.size) < PANEL else "antialiased")
+            axes.set_anchor("NW")
+            _title(axes, f"the crop, {crop.width} × {crop.height} px", BOX)
+            _bare(axes)
+        elif "selected_offsets" in arrays:
+            _steps(panel(WIDTH - EDGE - 690, 690, PANEL - 60), arrays)
+        y = top + PANEL + 70
+        for name, lines, colour in words:
+            figure.text(EDGE / WIDTH, 1 - y / height, name, color=DIM, fontsize=12, va="top")
+            for line in lines:
+                figure.text(170 / WIDTH, 1 - y / height, line, color=colour, fontsize=13, va="top")
+                y += LINE
+            y += 8
+    return figure
+
+
+def _scene(axes: Axes, record: Record, arrays: Arrays, image: Image.Image) -> None:
+    """The whole picture; over it what there is of the map or the selections, the crop and the region."""
+    width, height = image.size
+    axes.imshow(_small(image), extent=(0, width, height, 0))
+    told = []
+    if "map_0" in arrays:
+        maps = sum(name.startswith("map_") for name in arrays)
+        told.append(", ".join([_source(record), *([f"1 of {maps}"] if maps > 1 else [])]))
+        _heat(axes, arrays["map_0"].astype(np.float32), arrays["rectangle"][0], "bilinear")
+        _outline(axes, arrays["rectangle"][0], (width, height))
+    elif "selected_cells" in arrays:
+        told.append("how often each image token was selected")
+        cells, rectangle = arrays["selected_cells"], arrays["selected_rectangle"]
+        often = np.bincount(arrays["selected"], minlength=int(cells.max()) + 1)
+        _heat(axes, often[cells].astype(np.float32), rectangle, "nearest")
+        _outline(axes, rectangle, (width, height))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    if "box" in arrays:
+        told.append("blue: the crop")
+        _rectangle(axes, arrays["box"], BOX, 2.5)
+    region: Any = record.meta.get("region")
+    if isinstance(region, Sequence) and len(region) == 4:
+        told.append("orange: the detail")
+        _rectangle(axes, [region[0] - 4, region[1] - 4, region[2] + 4, region[3] + 4], TARGET, 1.5)
+    axes.set_anchor("NW")
+    _title(axes, "   ·   ".join([f"{width} × {height} px", *told]))
+    _bare(axes)
+
+
+def _small(image: Image.Image) -> Image.Image:
+    """No larger than is worth drawing."""
+    image = image.copy()
+    image.thumbnail((2 * PANEL, 2 * PANEL))
+    return image
+
+
+def _source(record: Record) -> str:
+    """How the map was made, as far as the trace says."""
+    locate, layer = record.trace.get("locate"), record.trace.get("layer")
+    name = locate if isinstance(locate, str) else "map"
+    return f"{name}, layer {layer}" if isinstance(layer, int) else name
+
+
+def _heat(axes: Axes, values: Any, rectangle: Any, interpolation: str) -> None:
+    """Values (rows, cols) over the pixels that they cover, clearer where they are low; their scale below."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    shown = np.ma.masked_invalid(values)
+    low, high = (float(shown.min()), float(shown.max())) if shown.count() else (0.0, 1.0)
+    scale = Normalize(low, high if high > low else low + 1)
+    part = np.asarray(scale(shown).filled(0))
+    x1, y1, x2, y2 = rectangle
+    axes.imshow(
+        shown,
+        extent=(x1, x2, y2, y1),
+        cmap="inferno",
+        norm=scale,
+        alpha=0.2 + 0.55 * part,
+        interpolation=interpolation,
+    )
+    below = axes.inset_axes((0, -0.05, 1, 0.02))
+    bar = axes.figure.colorbar(ScalarMappable(scale, "inferno"), cax=below, orientation="horizontal")
+    bar.set_ticks([low, high] if high > low else [low])
+    labels = bar.ax.set_xticklabels([f"{tick:.3g}" for tick in bar.get_ticks()], fontsize=10, color=DIM)
+    labels[0].set_horizontalalignment("left")
+    labels[-1].set_horizontalalignment("right" if len(labels) > 1 else "left")
+    bar.outline.set_visible(False)
+
+
+def _outline(axes: Axes, rectangle: Any, size: tuple[int, int]) -> None:
+    """The edge of what the model saw, where that is not the whole picture."""
+    from matplotlib.patches import Rectangle
+
+    x1, y1, x2, y2 = rectangle
+    if x1 > 0.5 or y1 > 0.5 or x2 < size[0] - 0.5 or y2 < size[1] - 0.5:
+        style: Any = {"fill": False, "edgecolor": "white", "linewidth": 1.5, "linestyle": (0, (4, 4))}
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **style))
+
+
+def _crop(arrays: Arrays, image: Image.Image) -> Image.Image | None:
+    """The pixels of the crop, unless it is the whole picture or nothing."""
+    if "box" not in arrays:
+        return None
+    x1, y1, x2, y2 = (round(float(edge)) for edge in arrays["box"])
+    if x2 <= x1 or y2 <= y1 or (x1, y1, x2, y2) == (0, 0, *image.size):
+        return None
+    return image.crop((x1, y1, x2, y2))
+
+
+def _steps(axes: Axes, arrays: Arrays) -> None:
+    """How many image tokens each decoded token selected."""
+    from matplotlib.ticker import MaxNLocator
+
+    counts = np.diff(arrays["selected_offsets"])
+    axes.plot(np.arange(2, len(counts) + 2), counts, color=BOX, linewidth=1.8, marker="o", markersize=3)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("decoded token", fontsize=11, color=DIM)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#d1d9e0", linewidth=0.8)
+    _title(axes, "image tokens selected per decoded token")
+
+
+def _rectangle(axes: Axes, box: Any, colour: str, width: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    x1, y1, x2, y2 = (float(edge) for edge in box)
+    for edge, line in (("white", width + 2), (colour, width)):  # readable on any ground
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=line))
+
+
+def _title(axes: Axes, text: str, colour: str = DIM) -> None:
+    axes.set_title(text, fontsize=11, color=colour, loc="left")
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+# ---------------------------------------------------------------- the words
+
+
+def _notes(record: Record, arrays: Arrays) -> list[str]:
+    """What the drawing cannot say."""
+    notes = []
+    if "map_0" not in arrays and "grid" in record.trace and "selected" not in record.trace:
+        notes.append("the map was not kept; a run with --save-traces keeps it")
+    if "map_0" in arrays and (lost := int((~np.isfinite(arrays["map_0"])).sum())):
+        notes.append(f"{lost} of {arrays['map_0'].size} cells of the map are no finite number")
+    if "selected_offsets" in arrays and "selected_cells" not in arrays:
+        notes.append("where the selected tokens lie in the picture is not known")
+    if bool(arrays.get("degenerate", False)):
+        notes.append("the map was no guide (degenerate)")
+    if record.trace.get("whole"):
+        notes.append("the crop would be the whole picture")
+    if len(record.pictures) > 1:
+        notes.append(f"the first of {len(record.pictures)} pictures")
+    return notes
+
+
+def _words(
+    record: Record, verdict: Verdict, stored: Mapping[str, Any], notes: Sequence[str]
+) -> list[tuple[str, list[str], str]]:
+    """(name, lines, colour) of everything below the panels."""
+    mark, colour = "", "black"
+    if verdict.value is not None:
+        mark, colour = ("✓ ", RIGHT) if verdict.right else ("✗ ", WRONG) if verdict.wrong else ("", PARTLY)
+    answer = mark + (record.answer or record.text or "(nothing)")
+    if record.failure is not None:
+        answer, colour = f"failed: {record.failure.kind}: {record.failure.message}", WRONG
+    elif verdict.value is not None and not (verdict.right or verdict.value == 0):
+        answer += f"   ({verdict.name} {verdict.value:.2f})"
+    task = stored["identity"]["task"]
+    source = [task["name"], task["protocol"], " > ".join(stored["methods"]) or "no method", record.sample_id]
+    if record.repeat:
+        source.append(f"repeat {record.repeat}")
+    found = [
+        ("question", record.question or record.prompt, "black"),
+        ("answer", answer, colour),
+        ("right", "  |  ".join(dict.fromkeys(record.targets)), "black"),
+        ("note", "; ".join(notes), PARTLY),
+        ("from", "   ·   ".join(source), DIM),
+    ]
+    return [(name, wrapped(text), colour) for name, text, colour in found if text]
+
+
+def wrapped(text: str) -> list[str]:
+    """A text as lines that fit, without control characters, the last saying how much was left out.
+
+    >>> wrapped("a\\x07b\\n$x^2$")
+    ['a b $x^2$']
+    """
+    plain = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in plain)  # takes two letters' room
+    lines = textwrap.wrap(plain, LETTERS * max(1, len(plain)) // max(1, len(plain) + wide))
+    if len(lines) > LINES:
+        left = sum(map(len, lines[LINES:]))
+        lines = [*lines[:LINES], f"… and {left:,} more characters"]
+    return lines or [""]
