@@ -117,13 +117,16 @@ def is_whole(box: Box, size: Size) -> bool:
 
 def side_for(model: Model, asked: int | None) -> int:
     """The side of a crop in pixels: what was asked for, or the model's input resolution, or 336."""
-    if asked is not None:
-        return asked
-    described: Any = model.describe()
-    while isinstance(described.get("model"), dict):  # methods nest; the innermost model knows
-        described = described["model"]
-    size = described.get("image_size")
-    return size if isinstance(size, int) else PAPER_SIDE
+    return asked or described(model, "image_size") or PAPER_SIDE
+
+
+def described(model: Model, key: str) -> int | None:
+    """A number that the innermost model says of itself; None if it does not."""
+    found: Any = model.describe()
+    while isinstance(found.get("model"), dict):  # methods nest; the innermost model knows
+        found = found["model"]
+    value = found.get(key)
+    return value if isinstance(value, int) else None
 
 
 def require_side(name: str, value: int | None) -> None:

@@ -12,11 +12,13 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from adapters import hf
 from adapters.scripted import Scripted
 from harness.errors import CapabilityError, SpecError
-from harness.pictures import File, Picture
+from harness.pictures import Drawing, File, Picture
+from harness.resolve import make_method
 from harness.types import (
     Capability,
     Decoding,
@@ -33,7 +35,7 @@ from methods.vicrop import (
     Vicrop,
     attention_box,
     is_degenerate,
-    relative_attention,
+    relative_importance,
 )
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -341,6 +343,45 @@ def test_only_the_first_of_several_pictures_is_looked_at_and_the_crop_comes_last
     assert model.waves[1][0].images[2].crops == ((900, 200, 1000, 300),)
 
 
+def test_of_three_pictures_the_others_are_left_as_they_are() -> None:
+    model = Watched()
+    others = (tiny.photo(2, 50, 50), tiny.photo(3, 70, 50))
+    (response,) = Vicrop(model).generate([_request(images=(_request().images[0], *others))])
+    assert model.waves[1][0].images[:3] == (_request().images[0], *others)
+    assert len(model.waves[1][0].images) == 4
+    assert response.trace["box"] == [900, 200, 1000, 300]
+
+
+def test_the_maps_say_that_the_answer_will_begin_with_the_same_picture() -> None:
+    model = Watched()
+    Vicrop(model, layer="all").generate([_request()])
+    assert [request.probes for request in model.waves[0]] == [(ReadMap("all", keep=True),)] * 2
+    assert model.waves[1][0].images[0] == model.waves[0][0].images[0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (1000, 1), (1, 1000), (7680, 4320)])
+def test_pictures_of_one_pixel_and_of_8k_are_answered(checkpoint: Path, size: tuple[int, int]) -> None:
+    model = hf.model(str(checkpoint), device="cpu")
+    green = Picture(Drawing(f"green {size}", size, lambda: Image.new("RGB", size, "green")))
+    (response,) = Vicrop(model).generate([_request(images=(green,))])
+    assert response.failure is None
+    x1, y1, x2, y2 = response.trace["box"]
+    assert 0 <= x1 < x2 <= size[0]
+    assert 0 <= y1 < y2 <= size[1]
+
+
+@pytest.mark.parametrize("value", [0.0, 2.5, np.nan, np.inf, -np.inf])
+def test_maps_that_say_nothing_are_flagged_and_the_whole_picture_is_used(value: float) -> None:
+    def answer(request: Request) -> Response:
+        values = np.full((24, 24), value, np.float32)
+        return Response(str(len(request.images)), maps=(ImportanceMap(values, (0, 0, 1200, 1200)),))
+
+    for locate in ("raw_att", "rel_att"):
+        model = Scripted(answer, offers=frozenset({Capability.ATTENTION}))
+        (response,) = Vicrop(model, locate=locate).generate([_request()])  # type: ignore[arg-type]
+        assert (response.trace["degenerate"], response.trace["whole"], response.text) == (True, True, "1")
+
+
 def test_a_request_without_a_picture_goes_on_as_it_came() -> None:
     model = Watched()
     (response,) = Vicrop(model).generate([_request(images=())])
@@ -401,6 +442,16 @@ def test_a_knob_that_makes_no_sense_is_refused(knobs: dict[str, int]) -> None:
         Vicrop(Watched(), **knobs)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("text", "layer"), [("all", "all"), ("7", 7), ("none", None)])
+def test_a_layer_is_a_number_all_or_none(text: str, layer: int | str | None) -> None:
+    assert make_method(f"vicrop:layer={text}")(Watched()).describe()["layer"] == layer
+
+
+def test_a_layer_that_is_none_of_these_is_refused() -> None:
+    with pytest.raises(SpecError, match="not a whole number; .* is not one of all"):
+        make_method("vicrop:layer=some")
+
+
 def test_every_knob_is_part_of_its_identity() -> None:
     described = Vicrop(Watched(), layer=3, fidelity="released").describe()
     assert described["method"] == "vicrop"
@@ -410,5 +461,5 @@ def test_every_knob_is_part_of_its_identity() -> None:
 
 
 def test_a_ratio_over_nothing_is_not_a_number() -> None:
-    ratio = relative_attention(np.float32([[0.0, 1.0, 2.0]]), np.float32([[0.0, 0.0, 1.0]]))
+    ratio = relative_importance(np.float32([[0.0, 1.0, 2.0]]), np.float32([[0.0, 0.0, 1.0]]))
     np.testing.assert_array_equal(ratio, np.float32([[np.nan, np.inf, 2.0]]))
