@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from harness.errors import ModelError
@@ -85,7 +86,8 @@ def fingerprint(folder: Path) -> str:
     last MiB. A card, a licence or a picture beside them does not count.
     """
     patterns = (*_SMALL_FILES, _WEIGHTS)
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    folders = (folder, folder / "qformer_tokenizer")  # InstructBLIP's second tokenizer
+    files = sorted({path for place in folders for pattern in patterns for path in place.glob(pattern)})
     whole = sum(path.stat().st_size for path in files) <= _HASHED_WHOLE
     seen = hashlib.sha256()
     for path in files:
@@ -200,6 +202,7 @@ def _processor(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
     loads without its video part, which no request needs.
     """
     from transformers import AutoProcessor
+    from transformers.processing_utils import ProcessorMixin
 
     options = {"backend": "pil", "trust_remote_code": trust_remote_code, "local_files_only": True}
     try:
@@ -209,18 +212,24 @@ def _processor(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
         if "video" not in str(error).lower() or official is None:
             raise
 
-    class ImagesOnly(official):  # type: ignore[misc, valid-type]
-        # transformers reads the parts of a processor off this signature.
-        def __init__(
-            self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **rest: Any
-        ) -> None:
-            super().__init__(
-                image_processor=image_processor,
-                tokenizer=tokenizer,
-                video_processor=None,
-                chat_template=chat_template,
-                **rest,
-            )
+    class NoVideo(ProcessorMixin):  # type: ignore[misc]
+        """Between a family's class, which gets None for its video part, and the base, which takes none."""
+
+        video_processor = SimpleNamespace(num_frames=None, fps=None)  # which SmolVLM reads for any message
+
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in super().get_attributes() if "video" not in name]
+
+        @classmethod
+        def from_args_and_dict(cls, args: Any, settings: dict[str, Any], **more: Any) -> Any:
+            return super().from_args_and_dict(args, {**settings, "video_processor": None}, **more)
+
+        def __init__(self, *args: Any, video_processor: None = None, **more: Any) -> None:
+            super().__init__(*args, **more)
+
+    class ImagesOnly(official, NoVideo):  # type: ignore[misc, valid-type]
+        pass
 
     return ImagesOnly.from_pretrained(checkpoint.folder, backend="pil", local_files_only=True)
 

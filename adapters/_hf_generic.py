@@ -22,7 +22,7 @@ class Generic:
     """Rows of any `AutoModelForImageTextToText` and its processor."""
 
     def __init__(self, weights: Any, processor: Any, context: int | None) -> None:
-        self._weights = weights
+        self._weights = self.decoder = weights
         self._processor = processor
         self._tokenizer = getattr(processor, "tokenizer", processor)
         self._context = context
@@ -33,7 +33,9 @@ class Generic:
 
     def kind(self, row: Row) -> tuple[object, ...]:
         # A plain forward counts positions from the padding on, so options are scored one by one.
-        return (len(row.pictures), id(row) if row.tail else None)
+        # InstructBLIP's processor pads its Q-Former's text on the left, which moves what it reads.
+        alone = row.tail or hasattr(self._processor, "qformer_tokenizer")
+        return (len(row.pictures), id(row) if alone else None)
 
     def prefix(self, row: Row) -> tuple[object, ...]:
         return ()
@@ -47,7 +49,7 @@ class Generic:
         require_pictures(rows, broken)
         nested = [[images[picture.digest] for picture in row.pictures] for row in rows]
         batch = self._processor(
-            text=[row.text for row in rows],
+            text=[self._bare(row.text) for row in rows],
             images=nested if any(nested) else None,
             padding=True,
             return_tensors="pt",
@@ -83,6 +85,11 @@ class Generic:
     def _unknown(self, so: str) -> str:
         family = self._weights.config.model_type
         return f"where {family}'s image tokens stand is not known to the hf adapter: {so}"
+
+    def _bare(self, text: str) -> str:
+        """Without placeholders where the processor puts image tokens in by itself, as InstructBLIP's does."""
+        reads = hasattr(self._processor, "qformer_tokenizer")
+        return text.replace(str(self._processor.image_token), "") if reads else text
 
     def _special(self, text: str) -> bool:
         """Whether the tokenizer is to add its own special tokens: not if the template brought them."""

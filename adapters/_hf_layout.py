@@ -37,7 +37,7 @@ from adapters._hf_rows import (
 from harness import taps
 from harness.errors import PictureError
 from harness.pictures import Picture
-from harness.types import Box, Capability, ImportanceMap
+from harness.types import Box, Capability, ImportanceMap, Json
 
 FEATURE_BYTES = 1 << 30
 """Image features kept: 218 pictures of LLaVA-1.5-7B in half precision, 14,000 of the demo model."""
@@ -86,8 +86,15 @@ class Layout:
     causal: ClassVar[bool] = True
     """Whether a prompt's token sees only what is before it: then beginnings can be shared."""
 
+    masked: ClassVar[bool] = False
+    """Whether some tokens see what comes after them, which flash attention cannot do."""
+
+    limited: ClassVar[bool] = False
+    """Whether a picture keeps its own size between limits, the upper of which is a knob."""
+
     def __init__(self, weights: Any, processor: Any, context: int | None) -> None:
         self.weights = weights
+        self.decoder = weights  # what runs over tokens: a family may run its pictures by itself
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.context = context
@@ -199,9 +206,11 @@ class Layout:
     def _from_scratch(self, rows: Sequence[Row], features: dict[str, Features]) -> Inputs:
         ids, mask = self._padded([row.tokens for row in rows])
         pictures = [features[picture.digest] for row in rows for picture in row.pictures]
+        steered = any(row.steering is not None for row in rows)
         return Inputs(
             ids,
             mask,
+            cache=DynamicCache() if steered else None,  # one that keeps what slides out of a window
             positions=self.positions(rows, ids, mask),
             along=self.along(ids),
             extra=self.handed(pictures) if pictures else {},
@@ -233,7 +242,7 @@ class Layout:
         )
         stop = taps.RowTap(() if layer is None else (layer,), stop=True)
         with taps.active(stop), taps.stoppable():
-            self.weights.model(**inputs.rest(), use_cache=True)
+            self.decoder.model(**inputs.rest(), use_cache=True)
         for place, ((key, _), text) in enumerate(zip(new, texts, strict=True)):
             begun[key] = _Beginning.of(cache, place, text)
         return begun
@@ -275,11 +284,26 @@ class Layout:
         )
 
     def logits(self, inputs: Inputs, keep: int) -> Tensor:
-        logits: Tensor = self.weights(**inputs.rest(), logits_to_keep=keep).logits
+        logits: Tensor = self.decoder(**inputs.rest(), logits_to_keep=keep).logits
         return logits
 
     def image_tokens(self, inputs: Inputs) -> Tensor:
         return inputs.ids == self.image_token
+
+    def place(self, picture: Picture) -> dict[str, Json]:
+        """Of a picture's finest view: its grid (rows, columns), rectangle, first token and tokens per row."""
+        view = self.span(picture.size).views[0]
+        rows, columns = view.cells.shape
+        first = int(view.cells[0, 0])
+        stride = int(view.cells[1, 0]) - first if rows > 1 else columns
+        if (view.cells != first + stride * np.arange(rows)[:, None] + np.arange(columns)).any():
+            return {}
+        return {
+            "grid": [rows, columns],
+            "rectangle": list(view.rectangle),
+            "first": first,
+            "stride": stride,
+        }
 
     # ------------------------------------------------------------ maps
 
@@ -296,6 +320,8 @@ class Layout:
         if "gradient" in kinds:
             found["gradient"] = self._gradients(rows)
         if "pixels" in kinds:
+            require_room([len(row.tokens) for row in rows], self.context)
+            self._encoded(rows)  # a row whose picture is broken is told apart before any runs
             found["pixels"] = [
                 tuple(self._pixel_gradient(row) for read in row.reads if read.kind == "pixels")
                 for row in rows
@@ -310,7 +336,7 @@ class Layout:
 
     def _to_the_top(self, inputs: Inputs) -> None:
         """A forward without logits."""
-        self.weights.model(**inputs.rest(), use_cache=inputs.cache is not None)
+        self.decoder.model(**inputs.rest(), use_cache=inputs.cache is not None)
 
     def _gradients(self, rows: Sequence[Row]) -> list[tuple[ImportanceMap, ...]]:
         """mean over heads of a * relu(dv/da), where v = log p of the likeliest next token.
@@ -322,7 +348,7 @@ class Layout:
         inputs = self.prepare(rows)
         if self.causal and inputs.ids.shape[1] - inputs.cached > 1:
             inputs = replace(inputs, cache=inputs.cache or DynamicCache())
-            self.weights.model(**inputs.before_last().rest(), use_cache=True)
+            self.decoder.model(**inputs.before_last().rest(), use_cache=True)
             inputs = replace(inputs, cached=inputs.ids.shape[1] - 1, extra={})
         tap = taps.GradientTap(layers)
         with torch.enable_grad(), taps.active(tap):

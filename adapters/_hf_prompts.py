@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from harness.types import Request
 
-Template = Literal["auto", "chat", "vicrop", "plain"]
+Template = Literal["auto", "chat", "vicrop", "paligemma", "plain"]
 
 
 class PromptError(Exception):
@@ -20,15 +20,22 @@ class PromptError(Exception):
 def render(request: Request, template: Template, processor: Any) -> str:
     """The prompt's text, ending where the answer begins, with one placeholder per picture.
 
-    chat: the checkpoint's own template: system, pictures, then the text. vicrop: ViCrop's raw LLaVA
-    string (mllms_know: run.py). plain: the placeholders, then the text. Raises `PromptError`.
+    chat: the checkpoint's own template: system, pictures, then the text. vicrop: ViCrop's raw string for
+    LLaVA, and that for InstructBLIP (mllms_know: run.py). paligemma: as PaliGemma's processor frames a
+    text, which by itself it would do once more for each option. plain: the placeholders, then the text.
+    Raises `PromptError`.
     """
     if template == "chat":
         return _chat(request, processor)
     placeholder = str(getattr(processor, "image_token", ""))
     if request.system:
         raise PromptError(f"template={template} has no place for a system text; use template=chat")
-    return _RAW[template](placeholder * len(request.images), request.text)
+    pictures = placeholder * len(request.images)
+    if template == "paligemma":
+        return f"{pictures}{processor.tokenizer.bos_token}{request.text}\n"
+    if template == "vicrop" and hasattr(processor, "qformer_tokenizer"):
+        return _vicrop_blip(pictures, request.text)
+    return _RAW[template](pictures, request.text)
 
 
 def _vicrop(pictures: str, text: str) -> str:
@@ -38,6 +45,16 @@ def _vicrop(pictures: str, text: str) -> str:
     """
     head = f"{pictures}\n" if pictures else ""
     return f"{head}USER: {text}\nASSISTANT:"
+
+
+def _vicrop_blip(pictures: str, text: str) -> str:
+    """ViCrop's string for InstructBLIP; the words that its protocol adds for the others are not in it.
+
+    >>> _vicrop_blip("", "What is it? Answer the question using a single word or phrase.")
+    'Question: What is it? Short answer:'
+    """
+    question = text.removesuffix(" Answer the question using a single word or phrase.")
+    return f"{pictures}Question: {question} Short answer:"
 
 
 def _plain(pictures: str, text: str) -> str:

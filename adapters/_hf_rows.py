@@ -43,7 +43,7 @@ class Row:
     becomes, otherwise with the placeholders of the text. starts: where each picture's tokens begin.
     pictures: in prompt order. tail: how many tokens at the end belong to the option. seed: of the row's
     sampler. reads: the maps wanted. keep: another row with this beginning will follow. steering: of its
-    generation.
+    generation. prompt: the text without an option behind it.
     """
 
     text: str
@@ -56,6 +56,7 @@ class Row:
     reads: tuple[Read, ...] = ()
     keep: bool = False
     steering: Steering | None = None
+    prompt: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,9 @@ class Unfit(Exception):
 
 
 class Family(Protocol):
-    """How one architecture takes rows."""
+    """How one architecture takes rows. decoder: the part of the weights that generates from inputs."""
+
+    decoder: Any
 
     def tokenize(self, text: str, pictures: Sequence[Picture]) -> Tokens:
         """A text's tokens. Raises `PromptError` if the placeholders do not match, or `PictureError`."""

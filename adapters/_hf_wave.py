@@ -198,6 +198,7 @@ class Waves:
             reads=tuple(self._read(probe) for probe in probes),
             keep=any(isinstance(probe, ReadMap) and probe.keep for probe in probes),
             steering=self._steering(request),
+            prompt=text,
         )
 
     def _steering(self, request: Request) -> taps.Steering | None:
@@ -324,7 +325,9 @@ class Waves:
                 logits_processor=[sampler],
                 stopping_criteria=[Ending(decodings, limits, self._decode)],
             )
-        start = 0 if self._weights.config.is_encoder_decoder else inputs.ids.shape[1]
+        config = self._weights.config
+        apart = config.is_encoder_decoder or config.get_text_config().is_encoder_decoder
+        start = 1 if apart else inputs.ids.shape[1]  # of a decoder apart, its first token is given
         for place, (job, tokens) in enumerate(zip(jobs, out[:, start:].tolist(), strict=True)):
             ended = finish(tokens, limits[place], self._ends, job.row.decoding, self._decode)
             job.draft.text = ended.text

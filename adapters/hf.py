@@ -39,13 +39,22 @@ Attention = Literal["auto", "fovea", "sdpa", "eager", "flash_attention_2"]
 
 LAYOUTS = {
     "llava": "_hf_llava",
+    "llava_next": "_hf_llava_next",
+    "idefics3": "_hf_idefics3",
+    "smolvlm": "_hf_idefics3",
+    "paligemma": "_hf_paligemma",
+    "gemma3": "_hf_gemma3",
+    "instructblip": "_hf_instructblip",
+    "qwen2_vl": "_hf_qwen",
+    "qwen2_5_vl": "_hf_qwen",
+    "qwen3_vl": "_hf_qwen3",
 }
 """The file that knows a family's image tokens: it exports `layout`, a `Layout`, and `gap(config)`."""
 
 MAP_LAYERS = {("llava", 32): 14, ("instructblip", 32): 15, ("qwen2_5_vl", 36): 22}
 """Layer of an importance map by family and depth, as mllms_know has them for LLaVA-1.5-7B,
 InstructBLIP-Vicuna-7B and Qwen2.5-VL-3B; any other decoder's is its middle one, where attention
-localises best (its issue 6)."""
+localises best (its issue 6), or the nearest to it without a sliding window."""
 
 
 def model(
@@ -58,28 +67,44 @@ def model(
     attn: Attention = "auto",
     template: Template = "auto",
     batch: int | None = None,
+    max_pixels: int | None = None,
     trust_remote_code: bool = False,
 ) -> Model:
     """A checkpoint from a folder or the Hugging Face hub. Its weights load with the first requests.
 
     revision: a branch, tag or commit of the hub. device: auto (CUDA if there is any), cpu, cuda, cuda:1.
     dtype: auto is float32 on a CPU and the checkpoint's half precision elsewhere. quantization: through
-    bitsandbytes. attn: auto is "fovea" (SDPA with attention taps) where the layout is known and SDPA
-    elsewhere; without it no maps are offered. template: chat (the checkpoint's own), vicrop (the raw
-    string of ViCrop's LLaVA protocol), plain; auto is chat if there is one. batch: rows at a time to
-    begin with; running out of memory halves it.
+    bitsandbytes. attn: auto is "fovea" (SDPA with attention taps) where the layout is known, SDPA
+    elsewhere, and eager where SDPA cannot compute the decoder; without "fovea" no maps are offered.
+    template: chat (the checkpoint's own), vicrop (ViCrop's raw string for LLaVA, or for InstructBLIP),
+    paligemma (its processor's), plain; auto is chat if there is one. batch: rows at a time to begin with;
+    running out of memory halves it. max_pixels: of a resized picture, where the family keeps its shape
+    (Qwen-VL); the checkpoint's own limit otherwise.
 
     Raises `ModelError` for anything that keeps every request from being answered.
     """
     if batch is not None and batch < 1:
         raise ModelError(f"batch={batch}; it must be 1 or more")
+    if max_pixels is not None and max_pixels < 1:
+        raise ModelError(f"max_pixels={max_pixels}; it must be 1 or more")
     require_quantization(quantization)
     found = find(checkpoint, revision, trust_remote_code=trust_remote_code)
-    unknown = layout_gap(found.config)
+    unknown, untapped = layout_gap(found.config), kernel_gap(found.config)
     if attn == "auto":
-        attn = "sdpa" if unknown else "fovea"
+        attn = "eager" if untapped else "sdpa" if unknown else "fovea"
     elif attn == "fovea" and unknown:
         raise ModelError(f"attn=fovea is for layouts that are known; {unknown}. Use attn=auto")
+    elif attn in ("fovea", "sdpa") and untapped:
+        raise ModelError(f"attn={attn} cannot compute this decoder: {untapped}. Use attn=auto")
+    elif attn == "flash_attention_2" and not unknown and _layout_file(found.family).layout.masked:
+        raise ModelError(
+            f"attn=flash_attention_2 is causal, but some of {found.family}'s tokens see what comes after "
+            "them. Use attn=auto"
+        )
+    if max_pixels is not None and not (found.family in LAYOUTS and _layout_file(found.family).layout.limited):
+        raise ModelError(
+            f"max_pixels is for models that keep a picture's shape (Qwen-VL); {found.name} is {found.family}"
+        )
     device = pick_device(device)
     return Hf(
         checkpoint=found,
@@ -89,8 +114,9 @@ def model(
         attn=attn,
         template=_pick_template(template, found),
         batch=batch or (16 if device == "cpu" else 32),
+        max_pixels=max_pixels,
         trust_remote_code=trust_remote_code,
-        why_not=unknown,
+        why_not=unknown or untapped,
     )
 
 
@@ -104,6 +130,12 @@ def layout_gap(config: Any) -> str:
     return str(_layout_file(config.model_type).gap(config))
 
 
+def kernel_gap(config: Any) -> str:
+    """Why SDPA, and "fovea" with it, cannot compute a config's decoder; empty if they can."""
+    cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return f"its attention logits are capped at {cap}, which SDPA does not do" if cap else ""
+
+
 def _layout_file(family: str) -> ModuleType:
     return importlib.import_module(f"adapters.{LAYOUTS[family]}")
 
@@ -111,11 +143,16 @@ def _layout_file(family: str) -> ModuleType:
 def _pick_template(template: Template, found: Checkpoint) -> Template:
     chat = _has_chat_template(found.folder)
     if template == "auto":
-        return "chat" if chat else "plain"
+        return "chat" if chat else "paligemma" if found.family == "paligemma" else "plain"
     if template == "chat" and not chat:
         raise ModelError(f"{found.name} has no chat template; use template=plain or template=vicrop")
-    if template == "vicrop" and found.family != "llava":
-        raise ModelError(f"template=vicrop is LLaVA's; {found.name} is {found.family}: use template=chat")
+    if template == "vicrop" and found.family not in ("llava", "instructblip"):
+        raise ModelError(
+            f"template=vicrop is LLaVA's and InstructBLIP's; {found.name} is {found.family}: "
+            "use template=chat"
+        )
+    if template == "paligemma" and found.family != "paligemma":
+        raise ModelError(f"template=paligemma is its own; {found.name} is {found.family}: use template=chat")
     return template
 
 
@@ -141,6 +178,7 @@ class Hf:
     attn: str
     template: Template
     batch: int
+    max_pixels: int | None
     trust_remote_code: bool
     why_not: str
     _waves: Waves | None = field(default=None, init=False, repr=False)
@@ -149,7 +187,8 @@ class Hf:
     @property
     def offers(self) -> frozenset[Capability]:
         """Likelihoods from every decoder; maps and steering where the layout and the kernel allow it."""
-        if self.checkpoint.config.is_encoder_decoder:
+        config = self.checkpoint.config
+        if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
             return frozenset()
         if self.attn == "fovea":
             offers: frozenset[Capability] = _layout_file(self.checkpoint.family).layout.offers
@@ -165,6 +204,9 @@ class Hf:
         tower's input and its patches in pixels, where they are fixed."""
         found = self.checkpoint
         limits = ("size", "crop_size", "do_center_crop", "do_pad", "min_pixels", "max_pixels")
+        pixels = {key: found.pixels[key] for key in limits if key in found.pixels}
+        if self.max_pixels is not None:
+            pixels["max_pixels"] = self.max_pixels
         return {
             "adapter": "hf",
             "model": found.name,
@@ -177,7 +219,7 @@ class Hf:
             "template": self.template,
             "image_size": self._of_the_tower("image_size"),
             "patch_size": self._of_the_tower("patch_size"),
-            "image_processor": {key: found.pixels[key] for key in limits if key in found.pixels},
+            "image_processor": pixels,
         }
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
@@ -211,7 +253,7 @@ class Hf:
         decoder = self.checkpoint.config.get_text_config()
         attention: str | dict[str, str] = self.attn
         # Flash attention has not been run over beginnings that rows share: it takes whole rows.
-        shares = not self.why_not and self.attn != "flash_attention_2"
+        shares = not layout_gap(self.checkpoint.config) and self.attn != "flash_attention_2"
         kind: Any = _layout_file(self.checkpoint.family).layout if shares else Generic
         if self.attn == "fovea":
             attention = kind.attention
@@ -223,18 +265,28 @@ class Hf:
             attention=attention,
             trust_remote_code=self.trust_remote_code,
         )
+        if self.max_pixels is not None:
+            processor.image_processor.size["longest_edge"] = self.max_pixels  # Qwen's name for the limit
         context = getattr(decoder, "max_position_embeddings", None)
         family: Family = kind(weights, processor, context)
         layers = int(decoder.num_hidden_layers)
         return Waves(
-            weights,
+            family.decoder,
             processor,
             family,
             template=self.template,
             batch=self.batch,
-            layer=MAP_LAYERS.get((self.checkpoint.family, layers), layers // 2),
+            layer=MAP_LAYERS.get((self.checkpoint.family, layers), _middle(decoder)),
             layers=layers,
             context=context,
             offers=self.offers,
             why_not=self.why_not,
         )
+
+
+def _middle(decoder: Any) -> int:
+    """The layer nearest the middle that attends to everything; of two the lower one."""
+    layers = int(decoder.num_hidden_layers)
+    kinds = getattr(decoder, "layer_types", None) or ()
+    full = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"] or range(layers)
+    return min(full, key=lambda layer: abs(layer - layers // 2))

@@ -1,7 +1,9 @@
 """SPARC's state during one generation: the moving average, the selection, and the scaled cache.
 
 Knows attention calls and where image tokens stand. Must not know models, prompts or pictures.
-One row of one layer is read per step, and what is selected synchronises with the device once per step.
+One row of one layer is read per step, what is selected synchronises with the device once per step, and
+each layer then pays for gathering, scaling and putting back the selected values alone
+(`benchmarks/whitebox.py` says what that costs).
 """
 
 from __future__ import annotations
@@ -40,20 +42,22 @@ class SparcTap(taps.Tap):
         order = torch.argsort((~prompt.image).int(), dim=1, stable=True)
         self._columns = order[:, :widest]
         self._valid = torch.arange(widest, device=counts.device) < counts[:, None]
+        # A token that is not valid is compared with NaN, and so never selected.
+        self._tau = torch.where(self._valid, steering.tau, torch.nan)
         self._average: Tensor | None = None
-        self._active: tuple[Tensor, Tensor] | None = None
-        self._next: tuple[Tensor, Tensor] | None = None
+        self._hit: Tensor | None = None  # of the newest step
+        self._vectors: Tensor | None = None  # what this step scales, in a cache seen as (B * heads * K, dim)
         self._selected: list[Tensor] = []
         self._draws = [torch.Generator().manual_seed(steering.seed) for _ in range(len(counts))]
 
     def before(self, call: taps.AttentionCall) -> None:
         self._check(call)
-        step = self._average is not None  # a prompt whose rest is one token is still a prompt
-        if step and call.layer == 0:
-            self._active, self._next = self._next, None
-        if step and self._active is not None and self._first <= call.layer <= self._last:
-            rows, positions = self._active
-            call.value[rows, :, positions] *= self._how.alpha
+        if call.layer == 0 and self._hit is not None:
+            self._vectors = self._selection(self._hit, call.value.shape)
+        if self._vectors is not None and self._first <= call.layer <= self._last:
+            values = call.value.view(-1, call.value.shape[-1])
+            scaled = values.index_select(0, self._vectors).mul_(self._how.alpha)
+            values.index_copy_(0, self._vectors, scaled)
         if call.layer == self.layer:
             self._read(call)
 
@@ -94,21 +98,29 @@ class SparcTap(taps.Tap):
         if self._how.whole_prompt:
             row = row.to(call.query.dtype)  # as released
         looked = row.mean(dim=1).gather(1, self._columns)
-        if self._average is None:
-            self._average = looked
+        if self._average is None:  # a prompt whose rest is one token is still a prompt
+            self._average, self._tau = looked, self._tau.to(looked.dtype)
             return
         change = (looked - self._average) / self._average
         if not self._how.whole_prompt:
-            change = torch.where(change.isnan(), torch.zeros_like(change), change)
-        hit = (change >= self._how.tau) & self._valid
+            change = change.nan_to_num(0.0, torch.inf, -torch.inf)
+        hit = change >= self._tau
         if self._how.select == "all":
             hit = self._valid
         elif self._how.select == "random":
             hit = self._shuffled(hit)
-        rows, places = hit.nonzero(as_tuple=True)
-        self._next = (rows, self._columns[rows, places]) if len(rows) else None
+        self._hit = hit
         self._selected.append(hit)
         self._average = (1 - self._how.beta) * looked + self._how.beta * self._average
+
+    def _selection(self, hit: Tensor, cache: torch.Size) -> Tensor | None:
+        """Where the selected values lie in a contiguous cache of shape (B, kv heads, K, dim); None: none."""
+        _, heads, length, _ = cache
+        rows, places = hit.nonzero(as_tuple=True)
+        if not len(rows):
+            return None
+        lanes = rows[:, None] * heads + torch.arange(heads, device=hit.device)
+        return torch.add(self._columns[rows, places][:, None], lanes, alpha=length).flatten()
 
     def _shuffled(self, hit: Tensor) -> Tensor:
         """As many per row, anywhere; a row draws from its own generator, whatever its batch."""

@@ -40,8 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "llava": tiny.llava(root / "llava", side=112),
         "squash": tiny.llava(root / "squash", kv_heads=2, squash=True, context=96),
-        "next": tiny.llava_next(root / "next"),
-        "qwen": tiny.qwen2_5_vl(root / "qwen"),
+        "vip": tiny.vip_llava(root / "vip"),
         "bare": tiny.llava(root / "bare", chat=None),
     }
 
@@ -101,13 +100,13 @@ def test_importing_reads_neither_torch_nor_transformers() -> None:
 def test_a_capability_that_is_missing_is_refused_before_weights_load(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    broken = shutil.copytree(folders["next"], tmp_path / "next")
+    broken = shutil.copytree(folders["vip"], tmp_path / "vip")
     (broken / "model.safetensors").write_bytes(b"no weights at all")
     model = _model(broken)
     assert model.offers == {Capability.LIKELIHOOD}
-    with pytest.raises(CapabilityError, match=r"vicrop .* needs attention; next offers likelihood"):
+    with pytest.raises(CapabilityError, match=r"vicrop .* needs attention; vip offers likelihood"):
         Vicrop(model)
-    with pytest.raises(ModelError, match=r"next .* does not load"):
+    with pytest.raises(ModelError, match=r"vip .* does not load"):
         model.generate([_request()])
 
 
@@ -227,9 +226,9 @@ def test_templates_that_a_checkpoint_cannot_have_are_refused(folders: dict[str, 
     with pytest.raises(ModelError, match="no chat template; use template=plain"):
         _model(folders["bare"], template="chat")
     with pytest.raises(ModelError, match="template=vicrop is LLaVA's"):
-        _model(folders["next"], template="vicrop")
-    with pytest.raises(ModelError, match="llava_next's image tokens is not known"):
-        _model(folders["next"], attn="fovea")
+        _model(folders["vip"], template="vicrop")
+    with pytest.raises(ModelError, match="where vipllava's image tokens stand is not known"):
+        _model(folders["vip"], attn="fovea")
 
 
 # ---------------------------------------------------------------- the hub, on loopback
@@ -293,7 +292,7 @@ def test_the_hubs_refusals_say_what_to_do(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- answers
 
 
-@pytest.mark.parametrize("name", ["llava", "squash", "next"])
+@pytest.mark.parametrize("name", ["llava", "squash", "vip"])
 @pytest.mark.parametrize("images", [0, 1, 2])
 def test_greedy_text_is_what_transformers_generates(
     folders: dict[str, Path], models: dict[str, hf.Hf], name: str, images: int
@@ -322,7 +321,7 @@ def test_a_layouts_tokens_are_the_processors(folders: dict[str, Path], template:
     assert list(row.tokens) == inputs["input_ids"][0].tolist()
 
 
-@pytest.mark.parametrize("name", ["llava", "next", "qwen"])
+@pytest.mark.parametrize("name", ["llava", "vip"])
 def test_batched_equals_single_for_mixed_requests(folders: dict[str, Path], name: str) -> None:
     requests = [
         _request(
@@ -442,7 +441,7 @@ def test_broken_pictures_fail_alone(models: dict[str, hf.Hf], tmp_path: Path) ->
     gone = Picture(File(tmp_path / "gone.png"))
     text = Picture(Memory(b"hello", "text.png"))
     good = _request(4)
-    for name in ("llava", "next"):
+    for name in ("llava", "vip"):
         requests = [good, *(dataclasses.replace(good, images=(bad,)) for bad in (torn, gone, text)), good]
         responses = models[name].generate(requests)
         assert [r.failure.kind if r.failure else None for r in responses] == [
@@ -455,7 +454,7 @@ def test_broken_pictures_fail_alone(models: dict[str, hf.Hf], tmp_path: Path) ->
         assert responses[0].text == responses[4].text == _texts(models[name].generate([good]))[0]
 
 
-@pytest.mark.parametrize("name", ["squash", "next"])
+@pytest.mark.parametrize("name", ["squash", "vip"])
 def test_a_prompt_beyond_the_context_fails_with_both_numbers(models: dict[str, hf.Hf], name: str) -> None:
     context = 96 if name == "squash" else 1024
     long = _request(question="What is this? " * context)
@@ -523,7 +522,7 @@ def test_another_error_is_not_mistaken_for_memory(folders: dict[str, Path]) -> N
 # ---------------------------------------------------------------- likelihoods
 
 
-@pytest.mark.parametrize("name", ["llava", "next"])
+@pytest.mark.parametrize("name", ["llava", "vip"])
 def test_an_options_likelihood_is_that_of_its_tokens_and_the_end(
     folders: dict[str, Path], models: dict[str, hf.Hf], name: str
 ) -> None:
@@ -617,8 +616,8 @@ def test_a_map_that_is_not_offered_is_refused(models: dict[str, hf.Hf], probe: R
 
 
 def test_a_map_of_an_unknown_layout_or_of_no_picture_is_refused(models: dict[str, hf.Hf]) -> None:
-    with pytest.raises(CapabilityError, match="llava_next: where its image tokens stand is not known"):
-        models["next"].generate([_look(0, 1)])
+    with pytest.raises(CapabilityError, match="where vipllava's image tokens stand is not known"):
+        models["vip"].generate([_look(0, 1)])
     (response,) = models["llava"].generate([_look(0, 1, images=0)])
     assert response.failure is not None
     assert response.failure.kind == "no_image"

@@ -21,17 +21,12 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import logging
 
 from harness.pictures import Memory, Picture
@@ -46,15 +41,6 @@ white cup of coffee on the left side of the table? You are a helpful assistant. 
 """.splitlines()
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
-QWEN_SPECIALS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 
 CHAT = (  # LLaVA-1.5's on the hub, word for word in what it renders
     "{% for message in messages %}{% if message['role'] != 'system' %}"
@@ -64,14 +50,6 @@ CHAT = (  # LLaVA-1.5's on the hub, word for word in what it renders
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{{ content['text'] + ' '}}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-
-QWEN_CHAT = (  # Qwen2.5-VL's on the hub, for messages whose content is a list
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -151,75 +129,25 @@ def llava(
     return _save(LlavaForConditionalGeneration(config), processor, folder, seed)
 
 
-def llava_next(folder: Path, *, side: int = 56, patch: int = 14, seed: int = 0) -> Path:
-    """A LLaVA-NeXT: a family whose image tokens depend on the picture's shape."""
+def vip_llava(folder: Path, *, side: int = 56, patch: int = 14, seed: int = 0) -> Path:
+    """A ViP-LLaVA: a family whose layout the adapter does not know."""
     words = tokenizer()
-    pins = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
-    config = LlavaNextConfig(
+    config = VipLlavaConfig(
         vision_config=_vision(side, patch),
         text_config=_text(len(words), 64, 2, 4, 4, 1024),
         image_token_index=SPECIALS.index("<image>"),
-        image_grid_pinpoints=pins,
         image_seq_length=(side // patch) ** 2,
+        vision_feature_layers=[-2, -1],
     )
-    pixels = LlavaNextImageProcessorPil(
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        image_grid_pinpoints=pins,
-    )
-    processor = LlavaNextProcessor(
-        pixels,
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
         words,
         patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=CHAT,
     )
-    return _save(LlavaNextForConditionalGeneration(config), processor, folder, seed)
-
-
-def qwen2_5_vl(folder: Path, *, seed: int = 0) -> Path:
-    """A Qwen2.5-VL: its processor prepares videos too, and its positions have three dimensions."""
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=_bpe(QWEN_SPECIALS),
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        padding_side="left",
-        model_max_length=4096,
-    )
-    token = QWEN_SPECIALS.index
-    config = Qwen2_5_VLConfig(
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "window_size": 56,
-            "out_hidden_size": 64,
-            "fullatt_block_indexes": [1],
-        },
-        text_config={
-            "vocab_size": len(words),
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 1024,
-            "bos_token_id": 0,
-            "eos_token_id": token("<|im_end|>"),
-            "pad_token_id": 0,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
-        },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-    )
-    _save(Qwen2_5_VLForConditionalGeneration(config), words, folder, seed)
-    Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112).save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text(QWEN_CHAT)
-    return folder
+    return _save(VipLlavaForConditionalGeneration(config), processor, folder, seed)
 
 
 def _vision(side: int, patch: int) -> CLIPVisionConfig:
