@@ -14,9 +14,9 @@ Every error here is a SpecError that lists what exists.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import functools
-import dataclasses
 import importlib
 import importlib.util
 import inspect

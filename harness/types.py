@@ -311,9 +311,7 @@ def require(model: Model, capability: Capability, who: str, remedy: str) -> None
     name = described.get("method") or described.get("model") or described.get("adapter")
     offered = ", ".join(sorted(model.offers)) or "generate only"
     why = getattr(model, "why_not", "")  # a model that never could may say so
-    raise CapabilityError(
-        f"{who} needs {capability}; {name} offers {offered}{why and f' ({why})'}. {remedy}"
-    )
+    raise CapabilityError(f"{who} needs {capability}; {name} offers {offered}{why and f' ({why})'}. {remedy}")
 
 
 class Metric(Protocol):

@@ -36,13 +36,18 @@ def _steering(**changes: Any) -> SparcSteering:
 
 
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the official runs are not beside this checkout")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("prefill", ["causal", "bidirectional"])
-def test_tokens_and_selections_are_the_official_files_over_96_tokens(prefill: str) -> None:
+def test_tokens_and_selections_are_the_official_files_over_96_tokens(
+    prefill: str, dtype: torch.dtype
+) -> None:
+    """Texts in both precisions. Selections are counted in double: the official file ran in float32, but one
+    ratio of its 48 runs lies one rounding from tau, and float32 meets it or not as the processor rounds."""
     taps.register()
     model = LlavaForConditionalGeneration.from_pretrained(
         OFFICIAL / "checkpoint",
         attn_implementation={"text_config": taps.KERNEL, "vision_config": "sdpa"},
-        dtype=torch.float32,
+        dtype=dtype,
     ).eval()
     inputs = load_file(OFFICIAL / "inputs.safetensors")
     runs = json.loads((OFFICIAL / "official.json").read_text())["runs"]
@@ -61,13 +66,13 @@ def test_tokens_and_selections_are_the_official_files_over_96_tokens(prefill: st
             out = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                pixel_values=inputs[f"{run['image']}.pixel_values"],
+                pixel_values=inputs[f"{run['image']}.pixel_values"].to(dtype),
                 do_sample=False,
                 max_new_tokens=96,
                 min_new_tokens=96,
             )
         assert out[0, ids.shape[1] :].tolist() == run["tokens"], run["settings"]
-        for tap in steered:
+        for tap in steered if dtype == torch.float64 else []:
             assert tap.trace(0, 96)["selected_per_step"] == run["selected_per_step"]
 
 
