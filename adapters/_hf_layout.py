@@ -632,7 +632,9 @@ def _gathered(beginnings: Sequence[_Beginning]) -> Any:
 
 
 def _stacked(tensors: Sequence[Tensor], longest: int) -> Tensor:
-    """(B, kv heads, longest, dim) of (kv heads, L, dim), zeros on the left."""
+    """(B, kv heads, longest, dim) of (kv heads, L, dim), zeros on the left; a view where all are one."""
+    if all(one is tensors[0] for one in tensors):
+        return tensors[0].expand(len(tensors), -1, -1, -1)
     if all(one.shape[1] == longest for one in tensors):
         return torch.stack(list(tensors))
     heads, _, dim = tensors[0].shape

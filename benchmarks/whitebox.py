@@ -278,26 +278,31 @@ def vicrop_pipeline(model: Any, picture: Any, questions: Sequence[str]) -> list[
     return [(a.text, b.text, tuple(b.trace["box"])) for a, b in zip(original, cropped, strict=True)]
 
 
-def in_one_list(model: Any, picture: Any, question: str) -> list[tuple[str, str, Any]]:
-    """The original answer and both maps in one list: the answer's prompt is the specific map's."""
+def in_one_list(model: Any, picture: Any, questions: Sequence[str]) -> list[tuple[str, str, Any]]:
+    """The original answers and all maps in one list: an answer's prompt is its specific map's."""
     from harness.types import ReadMap
     from methods._boxes import attention_box
 
-    asked = request(question, picture, probes=(ReadMap(LAYER, keep=True),))
-    original, general = sound(model.generate([asked, read(GENERAL, picture, keep=True)]))
-    relative = original.maps[0].values / general.maps[0].values
-    box = attention_box(relative, picture.size, 336, "released")
-    (final,) = sound(
-        model.generate([replace(request(question, picture), images=(picture, picture.crop(box)))])
-    )
-    return [(original.text, final.text, box)]
+    probe = (ReadMap(LAYER, keep=True),)
+    asked = [request(question, picture, probes=probe) for question in questions]
+    *originals, general = sound(model.generate([*asked, read(GENERAL, picture, keep=True)]))
+    boxes = [
+        attention_box(each.maps[0].values / general.maps[0].values, picture.size, 336, "released")
+        for each in originals
+    ]
+    crops = [
+        replace(request(question, picture), images=(picture, picture.crop(box)))
+        for question, box in zip(questions, boxes, strict=True)
+    ]
+    finals = sound(model.generate(crops))
+    return [(a.text, b.text, box) for a, b, box in zip(originals, finals, boxes, strict=True)]
 
 
 def pipeline(folder: Path, runs: int) -> Iterator[Row]:
     """The original answer, two maps, and the answer with the crop."""
     model, reference = ours(folder), Reference(folder)
     drawn(4 * (runs + 1))
-    copies = [renamed(photo(4 * run + 1)) for run in range(runs + 1)]
+    copies = {(run, n): renamed(photo(4 * run + n % 2)) for run in range(runs + 1) for n in (1, 4)}
 
     def theirs(run: int, number: int) -> list[Any]:
         image = photo(4 * run + number % 2).open()
@@ -317,13 +322,11 @@ def pipeline(folder: Path, runs: int) -> Iterator[Row]:
             ),
             "reference": lambda run, number=number: theirs(run, number),
         }
-        if number == 1:
-            turns["one list"] = lambda run: in_one_list(model, copies[run], QUESTIONS[0])
+        turns["one list"] = lambda run, asked=asked: in_one_list(model, copies[run, len(asked)], asked)
         seconds = taking_turns(turns, runs, agree)
         what = f"ViCrop, both arms, {number} per picture"
-        yield times_cheaper(what, seconds, "ours", target, "again")
-        if number == 1:
-            yield times_cheaper("  the same, one list before the crop", seconds, "one list", target)
+        yield times_cheaper(what, seconds, "ours", "", "again")
+        yield times_cheaper("  the same, one list before the crop", seconds, "one list", target)
 
 
 def gradient(folder: Path, runs: int) -> Iterator[Row]:
