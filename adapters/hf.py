@@ -24,11 +24,11 @@ from adapters._hf_checkpoint import (
     find,
     load,
     load_processor,
-    pick_device,
     pick_dtype,
     require_quantization,
 )
 from adapters._hf_prompts import Template, render
+from harness.checkpoints import pick_device
 from harness.errors import ModelError
 from harness.types import Capability, Model, Pace, Request, Response
 

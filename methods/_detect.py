@@ -10,25 +10,30 @@ are float32 and load from safetensors alone; no repository's code runs.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.checkpoints import (
+    SMALL_FILES,
+    WEIGHTS,
+    explained,
+    fetched,
+    located,
+    pick_device,
+    quiet,
+    require_whole,
+)
 from harness.errors import ModelError, PictureError, SpecError
 from harness.pictures import Picture
 from harness.types import Box, Failure, Usage
 
 THRESHOLD = 0.1
 """Of the score, above which a box counts; transformers' own for OWL."""
-
-_SMALL_FILES = ("*.json", "*.txt", "*.model")
-_WEIGHTS = "*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -97,16 +102,9 @@ class Detector:
 
         Raises `ModelError` for one that is not there, has no safetensors or is no detector's.
         """
-        folder, hub = Path(name).expanduser(), None
-        if not folder.is_dir():
-            hub, folder = name, _from_hub(name, revision, _SMALL_FILES)
-        elif revision is not None:
-            raise ModelError(f"revision={revision} is for hub repositories; {folder} is a folder")
-        elif not any(folder.glob(_WEIGHTS)):
-            raise ModelError(f"{folder} holds no *.safetensors, so it is no detector's checkpoint")
+        folder, hub, version = located(name, revision)
         config = _read_config(name, folder)
-        found = folder.name if hub else f"sha256:{_fingerprint(folder)}"
-        return cls(hub or folder.resolve().name, folder, hub, found, config, **knobs)
+        return cls(hub or folder.resolve().name, folder, hub, version, config, **knobs)
 
     @property
     def family(self) -> str:
@@ -220,41 +218,26 @@ class Detector:
 
     @cached_property
     def _device(self) -> str:
-        import torch
-
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return self.device
+        return pick_device(self.device)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """The weights, on their device, and what prepares pictures and texts. Raises `ModelError`."""
         import torch
         import transformers as hf
-        from safetensors import SafetensorError
 
         if self.hub is not None:
-            _from_hub(self.hub, self.revision, (*_SMALL_FILES, _WEIGHTS))
+            fetched(self.hub, self.revision, (*SMALL_FILES, WEIGHTS))
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         loader = hf.AutoModelForZeroShotObjectDetection if self.zero_shot else hf.AutoModelForObjectDetection
         preparer = hf.AutoProcessor if self.zero_shot else hf.AutoImageProcessor
-        try:
-            with _quiet():
-                processor = preparer.from_pretrained(self.folder, backend="pil", **options)
-                model, report = loader.from_pretrained(
-                    self.folder,
-                    dtype=torch.float32,
-                    use_safetensors=True,
-                    output_loading_info=True,
-                    **options,
-                )
-                model = model.to(self._device).eval().requires_grad_(False)
-        except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:500]
-            raise ModelError(f"the detector {self.name} ({self.family}) does not load: {reason}") from error
-        absent = sorted(report["missing_keys"])
-        if absent:  # transformers would go on with random numbers in their place
-            raise ModelError(f"{self.name} lacks {len(absent)} of its weights, {absent[0]} among them")
+        with quiet(), explained(f"the detector {self.name} ({self.family})"):
+            processor = preparer.from_pretrained(self.folder, backend="pil", **options)
+            model, report = loader.from_pretrained(
+                self.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            )
+            model = model.to(self._device).eval().requires_grad_(False)
+        require_whole(self.name, report["missing_keys"])
         return model, processor
 
 
@@ -273,7 +256,7 @@ def _read_config(name: str, folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -284,41 +267,3 @@ def _read_config(name: str, folder: Path) -> Any:
             f"{name} is a {config.model_type} model, not a detector; these are: {', '.join(sorted(known))}"
         )
     return config
-
-
-def _fingerprint(folder: Path) -> str:
-    """sha256 (hex) of what decides what a folder's detector finds."""
-    seen = hashlib.sha256()
-    for path in sorted({path for pattern in (*_SMALL_FILES, _WEIGHTS) for path in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            seen.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
-    return seen.hexdigest()
-
-
-def _from_hub(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    from huggingface_hub import errors, snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"there is no folder {repository} here (seen from {Path.cwd()}), and the hub has no such "
-            f"detector for this machine ({reason}). Download one with a network: hf download {repository}"
-        ) from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No notes and no bars from transformers while it loads; its settings are put back."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

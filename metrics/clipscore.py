@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from harness.checkpoints import explained, pick_device, quiet, require_whole
 from harness.errors import DataError, ModelError, PictureError
 from harness.types import Metric, Response, Sample
 
@@ -200,12 +201,9 @@ def _clip(checkpoint: str, revision: str | None, device: str) -> _Clip:
     """The checkpoint, loaded once. Raises ModelError."""
     import torch
     from transformers import AutoConfig, AutoProcessor, CLIPModel
-    from transformers.utils import logging
 
     at = {"revision": revision or (PINNED if checkpoint == PAPERS else None)}
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with quiet(), explained(f"clipscore: {checkpoint}"):
         family = AutoConfig.from_pretrained(checkpoint, **at).model_type
         if family != "clip":
             raise ModelError(f"clipscore: {checkpoint} is a {family} model; it must be a clip")
@@ -213,15 +211,8 @@ def _clip(checkpoint: str, revision: str | None, device: str) -> _Clip:
         model, report = CLIPModel.from_pretrained(
             checkpoint, output_loading_info=True, dtype=torch.float32, use_safetensors=True, **at
         )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"clipscore: {checkpoint} does not load as a CLIP ({reason})") from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    if report["missing_keys"]:
-        raise ModelError(f"clipscore: {checkpoint} lacks some of its weights: {min(report['missing_keys'])}")
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    require_whole(f"clipscore: {checkpoint}", report["missing_keys"])
+    where = pick_device(device)
     return _Clip(model.eval().to(where), processor)
 
 

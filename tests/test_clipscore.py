@@ -148,7 +148,7 @@ def test_a_run_has_it_as_its_tasks_metric_and_rescoring_says_why_it_cannot(
 def test_nothing_loads_before_the_first_caption_and_faults_of_a_checkpoint_are_named(tmp_path: Path) -> None:
     nowhere = clipscore.metric(str(tmp_path / "nowhere"))
     assert nowhere.variant == "nowhere"
-    with pytest.raises(ModelError, match="nowhere does not load as a CLIP"):
+    with pytest.raises(ModelError, match="nowhere does not load"):
         nowhere.measure([Response("a")], samples([]))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
@@ -161,5 +161,5 @@ def test_weights_come_from_safetensors_alone(checkpoint: Path, tmp_path: Path) -
         if path.suffix != ".safetensors":
             (tmp_path / path.name).write_bytes(path.read_bytes())
     torch.save(CLIPModel.from_pretrained(checkpoint).state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="does not load as a CLIP"):
+    with pytest.raises(ModelError, match="does not load"):
         clipscore.metric(str(tmp_path)).measure([Response("a")], samples([]))

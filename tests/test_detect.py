@@ -314,7 +314,7 @@ def test_a_spec_that_makes_no_sense_is_refused(folders: dict[str, Path], spec: s
 def test_a_folder_that_is_no_detector_is_refused_before_any_weights_load(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelError, match="holds no .*safetensors"):
+    with pytest.raises(ModelError, match="is not a checkpoint: it has no config.json"):
         Detector.find(str(tmp_path))
     with pytest.raises(ModelError, match="is a llava model, not a detector; these are: .*detr.*owlv2"):
         Detector.find(str(tiny.llava(tmp_path / "llava")))
@@ -324,9 +324,10 @@ def test_a_folder_that_is_no_detector_is_refused_before_any_weights_load(
 
 def test_a_name_that_is_nowhere_says_where_it_looked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for name in ("nobody/no-such-detector", "not a name at all"):
-        with pytest.raises(ModelError, match="there is no folder .* and the hub has no such detector"):
-            Detector.find(name)
+    with pytest.raises(ModelError, match="there is no folder nobody/no-such-detector .* nor can the hub be"):
+        Detector.find("nobody/no-such-detector")
+    with pytest.raises(ModelError, match="neither a folder here nor a name that a hub repository can have"):
+        Detector.find("not a name at all")
 
 
 def test_weights_that_are_torn_or_missing_do_not_load(folders: dict[str, Path], tmp_path: Path) -> None:
