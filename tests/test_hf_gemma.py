@@ -15,7 +15,6 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from adapters import hf
-from harness import taps
 from harness.errors import CapabilityError, ModelError
 from harness.pictures import Memory, Picture
 from harness.types import Capability, Decoding, ReadMap, Request, Response
@@ -170,29 +169,6 @@ def test_an_option_follows_the_prompt_and_is_no_part_of_its_prefix(
         assert nll == pytest.approx(-float(chances[range(len(tail)), tail].sum()), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_eight_mixed_requests_at_once_are_eight_singles(folders: dict[str, Path], name: str) -> None:
-    look = (ReadMap(1), ReadMap("all"), ReadMap(2, kind="gradient"))
-    requests = [
-        dataclasses.replace(
-            request,
-            probes=look[: 2 + number // 4] if request.images and number % 4 else (),
-            options=("yes", "a red car") if number in (2, 4) else (),
-            decoding=Decoding(max_tokens=4 + 5 * number),
-        )
-        for number, request in enumerate(_mixed())
-    ]
-    many = _model(folders[name], batch=8).generate(requests)
-    alone = _model(folders[name], batch=1)
-    singles = [alone.generate([request])[0] for request in requests]
-    assert _texts(many) == _texts(singles)
-    for one, other in zip(many, singles, strict=True):
-        np.testing.assert_allclose(one.option_nll, other.option_nll, rtol=1e-4)
-        assert len(one.maps) == len(other.maps)
-        for mine, its in zip(one.maps, other.maps, strict=True):
-            np.testing.assert_allclose(mine.values, its.values, rtol=1e-4, atol=1e-4 * its.values.max())
-
-
 def test_a_beginning_is_shared_only_where_no_window_can_end(
     folders: dict[str, Path], models: dict[str, hf.Hf]
 ) -> None:
@@ -314,19 +290,6 @@ def _embedded(model: hf.Hf, request: Request) -> tuple[tuple[int, ...], torch.Te
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("fidelity", ["fixed", "released"])
-def test_steering_eight_at_once_is_steering_each(models: dict[str, hf.Hf], name: str, fidelity: Any) -> None:
-    model = models[name]
-    method = Sparc(model, fidelity=fidelity, alpha=1.5, tau=0.05, layer=2)
-    requests = _mixed(decoding=Decoding(max_tokens=30))
-    many = method.generate(requests)
-    singles = [method.generate([request])[0] for request in requests]
-    assert _texts(many) == _texts(singles)
-    assert [response.trace for response in many] == [response.trace for response in singles]
-    assert _texts(many) != _texts(model.generate(requests))
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_a_gain_of_one_steers_nothing(models: dict[str, hf.Hf], name: str) -> None:
     requests = _mixed(decoding=Decoding(max_tokens=30))
     method = Sparc(models[name], alpha=1.0, tau=0.0, layer=2)
@@ -334,26 +297,6 @@ def test_a_gain_of_one_steers_nothing(models: dict[str, hf.Hf], name: str) -> No
 
 
 # ---------------------------------------------------------------- what goes wrong
-
-
-class _Broken(taps.Tap):
-    def before(self, call: taps.AttentionCall) -> None:
-        raise ValueError("inside a tap")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_answers_do_not_change_after_probes_and_failures(models: dict[str, hf.Hf], name: str) -> None:
-    model = models[name]
-    before = _texts(model.generate(_mixed()))
-    with taps.active(_Broken()), pytest.raises(ValueError, match="inside a tap"):
-        model.generate([_request()])
-    long = _request(question="What is the color of the bus? " * 100)
-    looks = [_request(n, probes=(ReadMap(), ReadMap(1, kind="gradient"))) for n in range(3)]
-    responses = model.generate([*_mixed(), long, *looks])
-    assert _texts(responses[:8]) == before
-    assert responses[8].failure is not None
-    assert responses[8].failure.kind == "too_long"
-    assert [response.failure for response in responses[9:]] == [None] * 3
 
 
 def test_a_capped_decoder_runs_eagerly_and_offers_no_maps(folders: dict[str, Path]) -> None:

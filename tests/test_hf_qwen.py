@@ -20,15 +20,14 @@ import tiny_qwen
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
+from whitebox import SHAPES, answered, ask, close, mixed, model_of, same
 
 from adapters import hf
 from adapters._hf_checkpoint import find, load_processor
 from adapters._hf_generic import Generic
 from harness.errors import ModelError
 from harness.pictures import Memory, Picture
-from harness.taps import AttentionCall, Prompt, Tap
-from harness.types import Capability, Decoding, ImportanceMap, ReadMap, Request, Response
-from methods.sparc import Sparc, SparcSteering
+from harness.types import Decoding, ReadMap, Request
 from methods.vicrop import GENERAL_QUESTION, relative_importance
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -39,7 +38,6 @@ BUILDERS = {
 }
 NAMES = list(BUILDERS)
 KINDS: tuple[Any, ...] = ("attention", "gradient")
-SHAPES = [(100, 80), (57, 201), (300, 60), (90, 90)]
 
 
 @pytest.fixture(scope="module")
@@ -50,31 +48,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def models(folders: dict[str, Path]) -> dict[str, hf.Hf]:
-    return {name: _model(folder) for name, folder in folders.items()}
-
-
-def _model(folder: Path, **knobs: Any) -> hf.Hf:
-    model = hf.model(str(folder), device="cpu", **{"batch": 8, **knobs})
-    assert isinstance(model, hf.Hf)
-    return model
-
-
-def _request(number: int = 0, images: int = 1, **changes: Any) -> Request:
-    """Requests differ in length; pictures in shape."""
-    pictures = tuple(tiny.photo(number // 2 + k, *SHAPES[(number // 2 + k) % 4]) for k in range(images))
-    question = "What is the color of the bus?" + " And the horse?" * (number % 4)
-    return dataclasses.replace(Request(pictures, question, decoding=Decoding(max_tokens=8)), **changes)
-
-
-def _answered(model: hf.Hf, request: Request) -> Response:
-    (response,) = model.generate([request])
-    assert response.failure is None, response.failure
-    return response
+    return {name: model_of(folder) for name, folder in folders.items()}
 
 
 def _family(model: hf.Hf) -> Any:
     if model._waves is None:
-        model.generate([_request(decoding=Decoding(max_tokens=1))])
+        model.generate([ask(decoding=Decoding(max_tokens=1))])
     assert model._waves is not None
     return model._waves._family
 
@@ -113,13 +92,6 @@ def _columns(inputs: Any) -> tuple[int, int, tuple[int, int]]:
     return first, end, (rows, columns)
 
 
-def _close(found: ImportanceMap, expected: Any, share: float) -> None:
-    """No further off than a share of the largest value."""
-    assert found.values.shape == expected.shape
-    assert np.abs(found.values - expected).max() <= share * np.abs(expected).max()
-    assert np.ptp(expected) > 0.1 * np.abs(expected).max()  # flat maps would prove nothing
-
-
 # ---------------------------------------------------------------- tokens, pixels, positions, text
 
 
@@ -140,7 +112,7 @@ def test_tokens_pixels_and_positions_are_the_official_ones(
     folders: dict[str, Path], models: dict[str, hf.Hf], name: str, sizes: list[tuple[int, int]]
 ) -> None:
     pictures = tuple(tiny.photo(seed, *size) for seed, size in enumerate(sizes))
-    request = dataclasses.replace(_request(), images=pictures)
+    request = dataclasses.replace(ask(), images=pictures)
     row, inputs = _row(models[name], request), _inputs(folders[name], request)
     assert list(row.tokens) == inputs["input_ids"][0].tolist()
     family = _family(models[name])
@@ -159,8 +131,8 @@ def test_tokens_pixels_and_positions_are_the_official_ones(
 
 def test_pictures_side_by_side_are_counted_one_by_one(folders: dict[str, Path]) -> None:
     """Without marks around them, as in template=plain, which transformers' own count takes for one."""
-    model = _model(folders["qwen2_5"], template="plain")
-    row = _row(model, _request(0, images=2))
+    model = model_of(folders["qwen2_5"], template="plain")
+    row = _row(model, ask(0, images=2))
     ids = torch.tensor([row.tokens])
     spans = [_family(model)._grid(picture.size) for picture in row.pictures]
     [counted] = _family(model).positions([row], ids, torch.ones_like(ids))[1:].unbind(dim=1)
@@ -168,7 +140,7 @@ def test_pictures_side_by_side_are_counted_one_by_one(folders: dict[str, Path]) 
     assert second == first + spans[0][0] * spans[0][1]
     assert counted[:, second].tolist() == [first + max(spans[0])] * 3
     assert counted[:, end].tolist() == [first + max(spans[0]) + max(spans[1])] * 3
-    assert _answered(model, _request(0, images=2)).text
+    assert answered(model, ask(0, images=2)).text
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -178,41 +150,41 @@ def test_greedy_text_is_what_transformers_generates(
 ) -> None:
     model, processor = _plain(folders[name])
     for number in (0, 2):
-        request = _request(number, images)
+        request = ask(number, images)
         inputs = _inputs(folders[name], request)
         out = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-        response = _answered(models[name], request)
+        response = answered(models[name], request)
         assert response.text == processor.tokenizer.decode(out, skip_special_tokens=True)
         assert response.usage.tokens_in == inputs["input_ids"].shape[1]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_too_narrow_for_the_processor_fails_alone(models: dict[str, hf.Hf], name: str) -> None:
-    narrow = dataclasses.replace(_request(), images=(tiny.photo(1, 402, 2),))
-    failed, fine = models[name].generate([narrow, _request(1)])
+    narrow = dataclasses.replace(ask(), images=(tiny.photo(1, 402, 2),))
+    failed, fine = models[name].generate([narrow, ask(1)])
     assert failed.failure is not None
     assert failed.failure.kind == "shape"
     assert "402 x 2 pixels" in failed.failure.message
-    assert fine.text == _answered(models[name], _request(1)).text
+    assert fine.text == answered(models[name], ask(1)).text
 
 
 def test_max_pixels_lowers_the_limit_and_is_part_of_the_identity(folders: dict[str, Path]) -> None:
-    own, low = _model(folders["qwen2_5"]), _model(folders["qwen2_5"], max_pixels=16 * 28 * 28)
-    request = dataclasses.replace(_request(), images=(tiny.photo(1, 640, 480),))
+    own, low = model_of(folders["qwen2_5"]), model_of(folders["qwen2_5"], max_pixels=16 * 28 * 28)
+    request = dataclasses.replace(ask(), images=(tiny.photo(1, 640, 480),))
     grids = [_family(model)._grid(request.images[0].size) for model in (own, low)]
     assert grids == [(6, 8), (3, 4)]
-    before, after = (_answered(model, request).usage.tokens_in for model in (own, low))
+    before, after = (answered(model, request).usage.tokens_in for model in (own, low))
     assert before - after == 48 - 12
     assert own.describe()["image_processor"] == {"size": {"longest_edge": 37632, "shortest_edge": 3136}}
     assert low.describe()["image_processor"]["max_pixels"] == 16 * 28 * 28
     with pytest.raises(ModelError, match="max_pixels=0"):
-        _model(folders["qwen2_5"], max_pixels=0)
+        model_of(folders["qwen2_5"], max_pixels=0)
 
 
 def test_max_pixels_is_refused_where_pictures_have_one_size(tmp_path: Path) -> None:
     folder = tiny.llava(tmp_path / "llava")
     with pytest.raises(ModelError, match=r"max_pixels is for .* llava is llava"):
-        _model(folder, max_pixels=1000)
+        model_of(folder, max_pixels=1000)
 
 
 # ---------------------------------------------------------------- maps
@@ -227,7 +199,7 @@ def test_attention_and_gradient_maps_are_those_of_the_whole_eager_graph(
     layers: list[Any] = [1, 2, "all"]
     probes = tuple(ReadMap(layer, kind=kind) for kind in KINDS for layer in layers)
     for number in (0, 2, 4):
-        request = _request(number, images, decoding=Decoding(max_tokens=0), probes=probes)
+        request = ask(number, images, decoding=Decoding(max_tokens=0), probes=probes)
         inputs = _inputs(folders[name], request)
         with torch.enable_grad():
             inputs["pixel_values"].requires_grad_()
@@ -241,18 +213,18 @@ def test_attention_and_gradient_maps_are_those_of_the_whole_eager_graph(
             "attention": rows.mean(dim=1)[:, first:end].reshape(-1, *shape).numpy(),
             "gradient": (rows * slopes.clamp(min=0)).mean(dim=1)[:, first:end].reshape(-1, *shape).numpy(),
         }
-        for probe, found in zip(probes, _answered(models[name], request).maps, strict=True):
+        for probe, found in zip(probes, answered(models[name], request).maps, strict=True):
             of_layers = expected[probe.kind]
             wanted = of_layers.mean(axis=0) if isinstance(probe.layer, str) else of_layers[probe.layer or 0]
             assert found.rectangle == (0.0, 0.0, *request.images[0].size)
-            _close(found, wanted, 1e-5 if probe.kind == "attention" else 1e-4)
+            close(found, wanted, 1e-5 if probe.kind == "attention" else 1e-4)
 
 
 def test_relative_attention_is_the_references(folders: dict[str, Path]) -> None:
     """mllms_know: qwen2_5_methods.py, run on these weights; its picture limit is a knob here."""
     golden = np.load(GOLDENS / "vicrop_qwen.npz")
     assert "a64c5d5" in str(golden["source"])
-    model = _model(folders["qwen2_5"], max_pixels=40 * 28 * 28)
+    model = model_of(folders["qwen2_5"], max_pixels=40 * 28 * 28)
     suffix = " Answer the question using a single word or phrase."
     asked = (
         ("What is the color of the bus?", (336, 224)),
@@ -280,7 +252,7 @@ def test_the_pixel_gradient_is_autograds_on_the_official_pixels(
 ) -> None:
     model, processor = _plain(folders[name])
     request = dataclasses.replace(
-        _request(), images=(tiny.photo(7, *size),), probes=(ReadMap(kind="pixels"),), decoding=Decoding(0)
+        ask(), images=(tiny.photo(7, *size),), probes=(ReadMap(kind="pixels"),), decoding=Decoding(0)
     )
     inputs = _inputs(folders[name], request)
     patch = processor.image_processor.patch_size
@@ -292,9 +264,9 @@ def test_the_pixel_gradient_is_autograds_on_the_official_pixels(
         values.requires_grad_()
         best = model(**{**inputs, "pixel_values": values[numbers]}).logits[0, -1].log_softmax(dim=-1).max()
         (gradient,) = torch.autograd.grad(best, [values])
-    (found,) = _answered(models[name], request).maps
+    (found,) = answered(models[name], request).maps
     assert found.rectangle == (0.0, 0.0, *size)
-    _close(found, gradient.reshape(3, down * patch, across * patch).norm(dim=0).numpy(), 1e-4)
+    close(found, gradient.reshape(3, down * patch, across * patch).norm(dim=0).numpy(), 1e-4)
 
 
 def _cut(picture: torch.Tensor, patch: int) -> torch.Tensor:
@@ -313,89 +285,18 @@ def _cut(picture: torch.Tensor, patch: int) -> torch.Tensor:
 # ---------------------------------------------------------------- batches
 
 
-def _mixed() -> list[Request]:
-    """Unequal prompts and pictures; answers, options and maps of every kind."""
-    requests = [_request(number, images=number % 3) for number in range(8)]
-    sampled = Decoding(max_tokens=8, temperature=0.8, top_p=0.9, seed=3)
-    requests[0], requests[3] = (dataclasses.replace(requests[n], decoding=sampled) for n in (0, 3))
-    requests[1] = dataclasses.replace(requests[1], probes=(ReadMap(1), ReadMap("all")))
-    requests[2] = dataclasses.replace(requests[2], options=("yes", "a red car", "no"))
-    requests[4] = dataclasses.replace(requests[4], probes=(ReadMap(2, kind="gradient"), ReadMap(2)))
-    requests[5] = dataclasses.replace(requests[5], probes=(ReadMap(1),), options=("two dogs", "yes"))
-    requests[6] = dataclasses.replace(requests[6], options=("yes", "no"))
-    requests[7] = dataclasses.replace(requests[7], probes=(ReadMap(kind="pixels"), ReadMap(3)))
-    return requests
-
-
-def _same(one: Response, other: Response) -> None:
-    assert one.failure is None
-    assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
-    assert one.usage.tokens_in == other.usage.tokens_in
-    np.testing.assert_allclose(one.option_nll, other.option_nll, rtol=1e-4)
-    for mine, its in zip(one.maps, other.maps, strict=True):
-        assert mine.rectangle == its.rectangle
-        _close(mine, its.values, 1e-4)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_eight_unequal_requests_at_once_are_eight_singles(models: dict[str, hf.Hf], name: str) -> None:
-    requests = _mixed()
-    many = models[name].generate(requests)
-    assert len({response.text for response in many}) > 4
-    for request, response in zip(requests, many, strict=True):
-        _same(response, _answered(models[name], request))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_through_the_processor_alone_give_the_same_answers(
     folders: dict[str, Path], models: dict[str, hf.Hf], name: str
 ) -> None:
     """As for a kernel that takes whole rows: the model then counts positions by itself."""
-    whole = _model(folders[name], attn="sdpa")
+    whole = model_of(folders[name], attn="sdpa")
     family = _family(whole)
     assert whole._waves is not None
     whole._waves._family = Generic(family.weights, family.processor, family.context)
-    requests = [dataclasses.replace(request, probes=()) for request in _mixed()]
+    requests = [dataclasses.replace(request, probes=()) for request in mixed()]
     for one, other in zip(whole.generate(requests), models[name].generate(requests), strict=True):
-        _same(one, other)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_rows_that_share_a_beginning_are_what_each_is_alone(models: dict[str, hf.Hf], name: str) -> None:
-    """Of one picture and of two, so that the second one's positions go on from the first one's."""
-    first, second = tiny.photo(1, 200, 60), tiny.photo(2, 60, 150)
-    requests = [
-        dataclasses.replace(_request(number), images=(first, second)[: 1 + number % 2]) for number in range(6)
-    ]
-    requests[3] = dataclasses.replace(requests[3], options=("yes", "a red car"))
-    requests[4] = dataclasses.replace(requests[4], probes=(ReadMap(2),))
-    for request, response in zip(requests, models[name].generate(requests), strict=True):
-        _same(response, _answered(models[name], request))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_sparc_steers_eight_at_once_as_it_steers_one(models: dict[str, hf.Hf], name: str) -> None:
-    model = models[name]
-    method = Sparc(model, alpha=1.5, tau=0.05, layer=2)
-    requests = [_request(number, images=1 + number % 2) for number in range(8)]
-    many = method.generate(requests)
-    singles = [method.generate([request])[0] for request in requests]
-    assert [one.text for one in many] == [one.text for one in singles]
-    assert [one.trace for one in many] == [one.trace for one in singles]
-    assert [one.text for one in many] != [one.text for one in model.generate(requests)]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_beginning_that_was_kept_changes_no_answer(
-    folders: dict[str, Path], models: dict[str, hf.Hf], name: str
-) -> None:
-    looks = [_request(n, probes=(ReadMap(2, keep=True),), decoding=Decoding(0)) for n in range(4)]
-    answers = [dataclasses.replace(_request(n, images=2), instruction=" Why?") for n in range(4)]
-    keeper = _model(folders[name])
-    keeper.generate(looks)
-    assert len(_family(keeper)._beginnings._kept) == 2  # of four requests over two pictures
-    for response, request in zip(keeper.generate(answers), answers, strict=True):
-        _same(response, _answered(models[name], request))
+        same(one, other)
 
 
 # ---------------------------------------------------------------- where a cell is in the picture
@@ -416,7 +317,7 @@ def _embedded(model: hf.Hf, pictures: Sequence[Picture]) -> tuple[torch.Tensor, 
 
     That is each token's embedding, and what Qwen3-VL adds to its later layers.
     """
-    request = dataclasses.replace(_request(), images=tuple(pictures), decoding=Decoding(max_tokens=1))
+    request = dataclasses.replace(ask(), images=tuple(pictures), decoding=Decoding(max_tokens=1))
     row, seen = _row(model, request), []
     assert model._waves is not None
 
@@ -430,7 +331,7 @@ def _embedded(model: hf.Hf, pictures: Sequence[Picture]) -> tuple[torch.Tensor, 
 
     decoder = model._waves._weights.model.language_model
     hook = decoder.register_forward_pre_hook(see, with_kwargs=True)
-    _answered(model, request)
+    answered(model, request)
     hook.remove()
     return seen[0], row
 
@@ -438,7 +339,7 @@ def _embedded(model: hf.Hf, pictures: Sequence[Picture]) -> tuple[torch.Tensor, 
 @pytest.fixture(scope="module")
 def apart(folders: dict[str, Path]) -> dict[str, hf.Hf]:
     """The same models, but no patch attends to another: a token shows its own pixels alone."""
-    models = {name: _model(folder) for name, folder in folders.items()}
+    models = {name: model_of(folder) for name, folder in folders.items()}
     for model in models.values():
         for path, weights in _family(model).weights.named_parameters():
             if "visual" in path and "attn.proj" in path:
@@ -476,45 +377,3 @@ def test_a_bright_square_moves_the_token_whose_rectangle_holds_it(
 
 
 # ---------------------------------------------------------------- nothing is left behind
-
-
-@dataclasses.dataclass(frozen=True)
-class _Faulty(SparcSteering):
-    """Steering that fails in the middle of a forward."""
-
-    def tap(self, prompt: Prompt) -> Any:
-        class Broken(Tap):
-            def before(self, call: AttentionCall) -> None:
-                if call.layer == 2:
-                    raise ValueError("broken")
-
-        return Broken()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_answers_are_the_same_after_probes_and_after_a_tap_that_failed(
-    models: dict[str, hf.Hf], name: str
-) -> None:
-    model = models[name]
-    requests = [_request(number, images=number % 3) for number in range(6)]
-    requests[5] = dataclasses.replace(requests[5], options=("yes", "no"))
-    before = [(one.text, one.option_nll) for one in model.generate(requests)]
-    model.generate(_mixed())
-    faulty = _Faulty(1.1, 0.1, 1.5, None, None, "relative", 0, False)
-    with pytest.raises(ValueError, match="broken"):
-        model.generate([_request(3, probes=(faulty,))])
-    assert [(one.text, one.option_nll) for one in model.generate(requests)] == before
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_prompt_beyond_the_context_fails_alone(models: dict[str, hf.Hf], name: str) -> None:
-    long = dataclasses.replace(_request(probes=(ReadMap(1),)), question="What is this? " * 1000)
-    failed, fine = models[name].generate([long, _request(1)])
-    assert failed.failure is not None
-    assert failed.failure.kind == "too_long"
-    assert fine.text == _answered(models[name], _request(1)).text
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_everything_is_offered(models: dict[str, hf.Hf], name: str) -> None:
-    assert models[name].offers == set(Capability)

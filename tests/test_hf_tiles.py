@@ -25,13 +25,12 @@ from tiny_llava_next import llava_next
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 from transformers.models.smolvlm import processing_smolvlm
+from whitebox import SHAPES, answered, ask, close, model_of
 
 from adapters import hf
 from adapters._hf_checkpoint import find, load_processor
 from harness.pictures import Memory, Picture
-from harness.taps import AttentionCall, Prompt, Tap
-from harness.types import Box, Capability, Decoding, ImportanceMap, ReadMap, Request, Response
-from methods.sparc import Sparc, SparcSteering
+from harness.types import Box, Capability, Decoding, ImportanceMap, ReadMap, Request
 
 Grid = npt.NDArray[np.int64]
 
@@ -43,7 +42,6 @@ BUILDERS = {
 }
 NAMES = list(BUILDERS)
 KINDS: tuple[Any, ...] = ("attention", "gradient")
-SHAPES = [(100, 80), (57, 201), (300, 60), (90, 90)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,26 +60,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def models(folders: dict[str, Path]) -> dict[str, hf.Hf]:
-    return {name: _model(folder) for name, folder in folders.items()}
-
-
-def _model(folder: Path) -> hf.Hf:
-    model = hf.model(str(folder), device="cpu", batch=8)
-    assert isinstance(model, hf.Hf)
-    return model
-
-
-def _request(number: int = 0, images: int = 1, **changes: Any) -> Request:
-    """Requests differ in length; pictures in shape."""
-    pictures = tuple(tiny.photo(number // 2 + k, *SHAPES[(number // 2 + k) % 4]) for k in range(images))
-    question = "What is the color of the bus?" + " And the horse?" * (number % 4)
-    return dataclasses.replace(Request(pictures, question, decoding=Decoding(max_tokens=8)), **changes)
-
-
-def _answered(model: hf.Hf, request: Request) -> Response:
-    (response,) = model.generate([request])
-    assert response.failure is None, response.failure
-    return response
+    return {name: model_of(folder) for name, folder in folders.items()}
 
 
 @functools.cache
@@ -202,13 +181,6 @@ def _laid_out(values: Any, grids: Sequence[Grid], found: ImportanceMap, size: tu
     return total
 
 
-def _close(found: ImportanceMap, expected: Any, share: float) -> None:
-    """No further off than a share of the largest value."""
-    assert found.values.shape == expected.shape
-    assert np.abs(found.values - expected).max() <= share * np.abs(expected).max()
-    assert np.ptp(expected) > 0.1 * np.abs(expected).max()  # flat maps would prove nothing
-
-
 # ---------------------------------------------------------------- tokens, pixels, text
 
 
@@ -220,9 +192,9 @@ def _close(found: ImportanceMap, expected: Any, share: float) -> None:
 def test_tokens_and_pixels_are_the_official_processors(
     folders: dict[str, Path], models: dict[str, hf.Hf], name: str, sizes: list[tuple[int, int]]
 ) -> None:
-    models[name].generate([_request()])
+    models[name].generate([ask()])
     pictures = tuple(tiny.photo(seed, *size) for seed, size in enumerate(sizes))
-    request = dataclasses.replace(_request(), images=pictures)
+    request = dataclasses.replace(ask(), images=pictures)
     waves = models[name]._waves
     assert waves is not None
     row = waves._row(request)
@@ -242,10 +214,10 @@ def test_greedy_text_is_what_transformers_generates(
 ) -> None:
     model, processor = _plain(folders[name])
     for number in (0, 2):
-        request = _request(number, images)
+        request = ask(number, images)
         inputs = _inputs(folders[name], request)
         out = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-        assert _answered(models[name], request).text == processor.tokenizer.decode(
+        assert answered(models[name], request).text == processor.tokenizer.decode(
             out, skip_special_tokens=True
         )
 
@@ -262,7 +234,7 @@ def test_attention_and_gradient_maps_are_those_of_the_whole_eager_graph(
     layers: list[Any] = [1, 2, "all"]
     for number in (0, 2, 4):
         request = dataclasses.replace(
-            _request(number, images),
+            ask(number, images),
             decoding=Decoding(max_tokens=0),
             probes=tuple(ReadMap(layer, kind=kind) for kind in KINDS for layer in layers),
         )
@@ -281,14 +253,14 @@ def test_attention_and_gradient_maps_are_those_of_the_whole_eager_graph(
                 for one, gradient in zip(out.attentions, gradients, strict=True)
             ]
         )
-        maps = _answered(models[name], request).maps
+        maps = answered(models[name], request).maps
         for place, layer in enumerate(layers):
             for found, values, share in (
                 (maps[place], attention, 1e-5),
                 (maps[3 + place], weighted.detach().numpy(), 1e-4),
             ):
                 wanted = values.mean(axis=0) if layer == "all" else values[layer]
-                _close(found, _laid_out(wanted, grids, found, size), share)
+                close(found, _laid_out(wanted, grids, found, size), share)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -298,14 +270,14 @@ def test_the_pixel_gradient_is_autograds_on_the_official_pixels(
 ) -> None:
     model, processor = _plain(folders[name])
     request = dataclasses.replace(
-        _request(), images=(tiny.photo(7, *size),), probes=(ReadMap(kind="pixels"),), decoding=Decoding(0)
+        ask(), images=(tiny.photo(7, *size),), probes=(ReadMap(kind="pixels"),), decoding=Decoding(0)
     )
     inputs = _inputs(folders[name], request)
     with torch.enable_grad():
         pixels = inputs["pixel_values"].requires_grad_()
         best = model(**inputs).logits[0, -1].log_softmax(dim=-1).max()
         (gradient,) = torch.autograd.grad(best, [pixels])
-    (found,) = _answered(models[name], request).maps
+    (found,) = answered(models[name], request).maps
     assert found.rectangle == (0.0, 0.0, *size)
     norm = gradient[0].norm(dim=1).numpy()
     if model.config.model_type in ("idefics3", "smolvlm"):
@@ -314,7 +286,7 @@ def test_the_pixel_gradient_is_autograds_on_the_official_pixels(
         side, pins = norm.shape[-1], model.config.image_grid_pinpoints
         canvas = _side_by_side(norm[1:], get_anyres_image_grid_shape(size[::-1], pins, side))
         canvas, whole = _unpadded(canvas, size), norm[0]
-    _close(found, canvas + _stretched(whole, canvas.shape), 1e-4)
+    close(found, canvas + _stretched(whole, canvas.shape), 1e-4)
 
 
 def _side_by_side(tiles: Any, cut: tuple[int, int]) -> Any:
@@ -345,70 +317,6 @@ def _stretched(values: Any, shape: tuple[int, int]) -> Any:
 # ---------------------------------------------------------------- batches
 
 
-def _mixed() -> list[Request]:
-    """Unequal prompts and pictures; answers, options and maps of every kind."""
-    requests = [_request(number, images=number % 3) for number in range(8)]
-    requests[1] = dataclasses.replace(requests[1], probes=(ReadMap(1), ReadMap("all")))
-    requests[2] = dataclasses.replace(requests[2], options=("yes", "a red car", "no"))
-    requests[4] = dataclasses.replace(requests[4], probes=(ReadMap(2, kind="gradient"), ReadMap(2)))
-    requests[5] = dataclasses.replace(requests[5], probes=(ReadMap(1),), options=("two dogs", "yes"))
-    requests[6] = dataclasses.replace(requests[6], options=("yes", "no"))
-    requests[7] = dataclasses.replace(requests[7], probes=(ReadMap(kind="pixels"), ReadMap(3)))
-    return requests
-
-
-def _same(one: Response, other: Response) -> None:
-    assert one.failure is None
-    assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
-    assert one.usage.tokens_in == other.usage.tokens_in
-    np.testing.assert_allclose(one.option_nll, other.option_nll, rtol=1e-4)
-    for mine, its in zip(one.maps, other.maps, strict=True):
-        assert mine.rectangle == its.rectangle
-        _close(mine, its.values, 1e-4)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_eight_unequal_requests_at_once_are_eight_singles(models: dict[str, hf.Hf], name: str) -> None:
-    requests = _mixed()
-    many = models[name].generate(requests)
-    assert len({response.text for response in many}) > 4
-    for request, response in zip(requests, many, strict=True):
-        _same(response, _answered(models[name], request))
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("fidelity", ["fixed", "released"])
-def test_sparc_steers_eight_at_once_as_it_steers_one(
-    models: dict[str, hf.Hf], name: str, fidelity: Any
-) -> None:
-    model = models[name]
-    method = Sparc(model, alpha=1.5, tau=0.05, layer=2, fidelity=fidelity)
-    requests = [_request(number, images=1 + number % 2) for number in range(8)]
-    many = method.generate(requests)
-    singles = [method.generate([request])[0] for request in requests]
-    assert [one.text for one in many] == [one.text for one in singles]
-    assert [one.trace for one in many] == [one.trace for one in singles]
-    assert [one.text for one in many] != [one.text for one in model.generate(requests)]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_beginning_that_was_kept_changes_no_answer(
-    folders: dict[str, Path], models: dict[str, hf.Hf], name: str
-) -> None:
-    looks = [
-        dataclasses.replace(_request(n), probes=(ReadMap(2, keep=True),), decoding=Decoding(0))
-        for n in range(4)
-    ]
-    answers = [dataclasses.replace(_request(n, images=2), instruction=" Why?") for n in range(4)]
-    keeper = _model(folders[name])
-    keeper.generate(looks)
-    assert keeper._waves is not None
-    family: Any = keeper._waves._family
-    assert len(family._beginnings._kept) == 2  # of four requests over two pictures
-    for response, request in zip(keeper.generate(answers), answers, strict=True):
-        _same(response, _answered(models[name], request))
-
-
 # ---------------------------------------------------------------- where a cell is in the picture
 
 
@@ -425,13 +333,13 @@ def _drawn(size: tuple[int, int], square: tuple[float, ...] | None = None) -> Pi
 def _embedded(model: hf.Hf, pictures: Sequence[Picture]) -> tuple[torch.Tensor, Any]:
     """What the decoder is given for a prompt with pictures, and the prompt's row."""
     assert model._waves is not None
-    request = dataclasses.replace(_request(), images=tuple(pictures))
+    request = dataclasses.replace(ask(), images=tuple(pictures))
     seen: list[torch.Tensor] = []
     core = model._waves._weights.model
     hook = core.get_decoder().register_forward_pre_hook(
         lambda _, __, named: seen.append(named["inputs_embeds"]), with_kwargs=True
     )
-    _answered(model, dataclasses.replace(request, decoding=Decoding(max_tokens=1)))
+    answered(model, dataclasses.replace(request, decoding=Decoding(max_tokens=1)))
     hook.remove()
     return seen[0][0], model._waves._row(request)
 
@@ -441,8 +349,8 @@ def apart(folders: dict[str, Path]) -> dict[str, hf.Hf]:
     """The same models, but no patch attends to another: a token shows its own pixels alone."""
     models = {}
     for name, folder in folders.items():
-        models[name] = _model(folder)
-        _answered(models[name], _request(images=0))
+        models[name] = model_of(folder)
+        answered(models[name], ask(images=0))
         waves = models[name]._waves
         assert waves is not None
         for path, weights in waves._weights.named_parameters():
@@ -485,56 +393,12 @@ def test_a_bright_square_is_found_in_the_cells_whose_rectangles_hold_it(
 # ---------------------------------------------------------------- nothing is left behind
 
 
-@dataclasses.dataclass(frozen=True)
-class _Faulty(SparcSteering):
-    """Steering that fails in the middle of a forward."""
-
-    def tap(self, prompt: Prompt) -> Any:
-        class Broken(Tap):
-            def before(self, call: AttentionCall) -> None:
-                if call.layer == 2:
-                    raise ValueError("broken")
-
-        return Broken()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_answers_are_the_same_after_probes_and_after_a_tap_that_failed(
-    models: dict[str, hf.Hf], name: str
-) -> None:
-    model = models[name]
-    requests = [_request(number, images=number % 3) for number in range(6)]
-    before = [(one.text, one.option_nll) for one in model.generate(requests)]
-    model.generate(_mixed())
-    faulty = _Faulty(1.1, 0.1, 1.5, None, None, "relative", 0, False)
-    with pytest.raises(ValueError, match="broken"):
-        model.generate([_request(3, probes=(faulty,))])
-    assert [(one.text, one.option_nll) for one in model.generate(requests)] == before
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", [*KINDS, "pixels"])
-def test_a_prompt_beyond_the_context_and_a_torn_picture_fail_alone(
-    models: dict[str, hf.Hf], name: str, kind: Any
-) -> None:
-    whole = tiny.photo(5).source.read()  # type: ignore[union-attr]
-    torn = Picture(Memory(whole[: len(whole) // 2], "torn.png"))
-    fine = _request(1, probes=(ReadMap(kind=kind),))
-    broken = dataclasses.replace(fine, images=(torn,))
-    long = dataclasses.replace(fine, question="What is this? " * 1000)
-    responses = models[name].generate([fine, broken, long, _request(2)])
-    kinds = [response.failure and response.failure.kind for response in responses]
-    assert kinds == [None, "damaged_picture", "too_long", None]
-    _same(responses[0], _answered(models[name], fine))
-    assert responses[3].text == _answered(models[name], _request(2)).text
-
-
 def _changed(folder: Path, copy: Path, part: str, **changes: Any) -> hf.Hf:
     shutil.copytree(folder, copy)
     config = json.loads((copy / "config.json").read_text())
     (config[part] if part else config).update(changes)
     (copy / "config.json").write_text(json.dumps(config))
-    return _model(copy)
+    return model_of(copy)
 
 
 def test_a_decoder_that_forgets_and_another_tower_serve_no_maps(
@@ -559,12 +423,12 @@ def test_idefics_tiles_are_the_official_ones_whatever_the_settings(
     settings = json.loads((copy / "processor_config.json").read_text())
     settings["image_processor"] |= {"size": {"longest_edge": longest}, "do_image_splitting": split}
     (copy / "processor_config.json").write_text(json.dumps(settings))
-    model = _model(copy)
+    model = model_of(copy)
     pictures = [
         tiny.photo(seed, *size)
         for seed, size in enumerate([(64, 64), (101, 99), (1, 70), (129, 43), (43, 129)])
     ]
-    requests = [dataclasses.replace(_request(), images=(one,), probes=(ReadMap(2),)) for one in pictures]
+    requests = [dataclasses.replace(ask(), images=(one,), probes=(ReadMap(2),)) for one in pictures]
     for request, response in zip(requests, model.generate(requests), strict=True):
         inputs = _inputs(copy, request)
         assert model._waves is not None
