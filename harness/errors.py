@@ -44,3 +44,14 @@ class ModelError(FoveaError):
 
 class StoreError(FoveaError):
     """A run directory is locked by another writer, was changed under this one, or cannot be read."""
+
+
+class BudgetSpent(FoveaError):
+    """The next call could cost more than what is left of the run's budget, and so was not sent.
+
+    later: calls on their way hold reservations; there may be room when they have ended.
+    """
+
+    def __init__(self, budget: float, spent: float, later: bool = False) -> None:
+        super().__init__(f"${spent:.4f} of the budget of ${budget:.2f} is spent; the next call could pass it")
+        self.budget, self.spent, self.later = budget, spent, later
