@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from harness.errors import FoveaError
+from harness.errors import BudgetSpent, FoveaError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RUNS = Path("results/runs")
 KINDS = ("tasks", "models", "methods", "metrics")
 
-COMPLETE, FAULTY, REFUSED, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+COMPLETE, FAULTY, REFUSED, FAILED, SPENT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 FAULTS = 20  # shown at most
 
 app = typer.Typer(
@@ -42,11 +42,18 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of run directories.")]
+JudgeSpec = Annotated[
+    str | None, typer.Option("--judge", help="The model that scores for clair: openai:gpt-4o, ...")
+]
+Budget = Annotated[
+    float | None, typer.Option("--budget", help="Stop before more dollars than this are spent.")
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks and libraries' logs.")]
 
 
 def main() -> None:
-    """The `fovea` command: exit codes 0 complete, 2 refused, 3 failed samples, 130 interrupted."""
+    """The `fovea` command: exit codes 0 complete, 2 refused, 3 failed samples, 4 budget spent,
+    130 interrupted."""
     app()
 
 
@@ -58,6 +65,7 @@ def run(
         list[str] | None,
         typer.Option("--method", "-m", help="Wrapped around the model; the first innermost."),
     ] = None,
+    judge: JudgeSpec = None,
     limit: Annotated[int | None, typer.Option(help="The first N samples.")] = None,
     samples: Annotated[
         list[str] | None, typer.Option(help="Only the sample with this id; repeatable.")
@@ -71,8 +79,12 @@ def run(
     ] = False,
     out: Out = RUNS,
     cache: Annotated[bool, typer.Option(help="Keep answers in OUT/cache.sqlite and use those there.")] = True,
+    budget: Budget = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the first three prompts and stop.")
+    ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Show requests, tokens and dollars at most, and stop.")
     ] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -81,11 +93,24 @@ def run(
 
     with _errors(verbose):
         answers = _answers(out) if cache and not dry_run else None
-        the_task = resolve.make_task(task, answers)
+        the_task = resolve.make_task(_judged(task, judge), answers)
         methods = [resolve.make_method(spec, answers) for spec in method or ()]
         the_model = resolve.make_model(model, answers)
         if dry_run:
             _show_prompts(the_task, engine.compose(the_model, methods), limit, samples or (), seed)
+            return
+        if estimate:
+            _show_estimate(
+                the_task,
+                the_model,
+                methods,
+                out=out,
+                limit=limit,
+                samples=samples or (),
+                repeats=repeats,
+                seed=seed,
+                cache=answers,
+            )
             return
         with _progress(the_task.name) as progress:
             result = engine.run(
@@ -100,6 +125,7 @@ def run(
                 batch=batch,
                 max_failures=max_failures,
                 save_traces=save_traces,
+                budget=budget,
                 cache=answers,
                 progress=progress,
                 warn=_warn,
@@ -116,6 +142,7 @@ def sweep(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N samples of every cell.")] = None,
     out: Out = RUNS,
+    budget: Budget = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and stop.")] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -132,7 +159,7 @@ def sweep(
         if dry_run:
             return
         ended = []
-        for outcome in sweep.run(plan, out=out, cache=answers, progress=_progress, warn=_warn):
+        for outcome in sweep.run(plan, out=out, budget=budget, cache=answers, progress=_progress, warn=_warn):
             ended.append(outcome)
             if not outcome.good:
                 _warn(f"{outcome.cell}: {outcome.reason}")
@@ -148,6 +175,7 @@ def score(
     metric: Annotated[
         list[str] | None, typer.Option("--metric", help="chair:front_end=rules, ...; default: the run's own.")
     ] = None,
+    judge: JudgeSpec = None,
     submission: Annotated[
         Path | None, typer.Option(help="Write the evaluation server's file for a split without answers.")
     ] = None,
@@ -155,6 +183,7 @@ def score(
 ) -> None:
     """Score finished runs again, without the model. Other metrics are added to the run."""
     from harness import engine, resolve, store
+    from harness.errors import SpecError
 
     with _errors(verbose):
         if submission is not None:
@@ -162,8 +191,13 @@ def score(
             return
         for path in _run_directories(runs):
             stored = store.read_run(path)["metrics"]
-            metrics = [resolve.make_metric(spec) for spec in metric or ()]
-            metrics = metrics or [resolve.metric_from(entry) for entry in stored]
+            asks = judge or "judge=" in str(metric) or any("specs" in entry for entry in stored)
+            answers = _answers(path.resolve().parents[2]) if asks else None  # where the run's own are
+            specs = [resolve.judged("metric", spec, judge) for spec in metric or ()]
+            metrics = [resolve.make_metric(spec, answers) for spec in specs]
+            metrics = metrics or [resolve.metric_again(entry, answers, judge) for entry in stored]
+            if judge and not any(hasattr(each, "judge") for each in metrics):
+                raise SpecError("none of these metrics asks a judge: --metric clair --judge SPEC does")
             summary = engine.score(path, metrics)
             _console().print(f"[bold]{path}[/]")
             _show_scores(summary)
@@ -337,6 +371,20 @@ def doctor(out: Out = RUNS) -> None:
 # ---------------------------------------------------------------- what the user sees
 
 
+def _judged(task: str, judge: str | None) -> str:
+    """The task's spec with its judge."""
+    from harness import resolve
+    from harness.errors import SpecError
+
+    spec = resolve.judged("task", task, judge)
+    if judge is not None and spec == task:
+        raise SpecError(
+            f"{task} has no judge to choose, or names one already. Captioning tasks take one; any run is "
+            f"judged afterwards with: fovea score RUN --metric clair --judge {judge}"
+        )
+    return spec
+
+
 def _answers(out: Path) -> Answers:
     from harness.cache import Answers
 
@@ -373,8 +421,8 @@ def _run_directories(paths: list[Path]) -> list[Path]:
 
 
 def _exit_code(result: Run) -> int:
-    if result.status == "interrupted":
-        return INTERRUPTED
+    if result.status in _UNFINISHED:
+        return _UNFINISHED[result.status]
     return FAILED if result.status != "complete" or result.failed else COMPLETE
 
 
@@ -409,9 +457,10 @@ def _close_sweep(plan: Plan, ended: Sequence[Outcome]) -> int:
     typer.echo(f"{len(ended) - len(bad)} of {len(plan.cells)} cells complete")
     for outcome in bad:
         _warn(f"{outcome.cell}: {outcome.reason}")
-    if any(outcome.run is not None and outcome.run.status == "interrupted" for outcome in bad):
-        _warn(_RESUME.format(_quoted_command()))
-        return INTERRUPTED
+    for status, code in _UNFINISHED.items():
+        if any(outcome.run is not None and outcome.run.status == status for outcome in bad):
+            _warn(_RESUME[status].format(_quoted_command()))
+            return code
     return FAILED if bad else COMPLETE
 
 
@@ -424,14 +473,38 @@ def _console() -> Console:
 
 def _show_result(result: Run) -> None:
     _show_scores(result.summary)
+    spent, cost = result.spending["spent"]["dollars"], result.spending["usage"]["dollars"]
+    if (spent, cost) != (0, 0):
+        typer.echo(f"{dollars(spent)} spent now; these answers cost {dollars(cost)}")
     typer.echo(f"{result.path}")
-    if result.status == "interrupted":
-        _warn(_RESUME.format(_quoted_command()))
+    if result.status in _UNFINISHED:
+        _warn(_RESUME[result.status].format(_quoted_command()))
     elif result.failed:
         _warn(f"{result.failed} samples failed; repeat the command to try them again")
 
 
-_RESUME = "interrupted. To resume: {}"
+_UNFINISHED = {"interrupted": INTERRUPTED, "budget": SPENT}
+_RESUME = {
+    "interrupted": "interrupted. To resume: {}",
+    "budget": "stopped before the budget could be passed. To go on, with as much again: {}",
+}
+
+
+def dollars(amount: float | None) -> str:
+    """An amount, to a hundredth of a cent; what is not known is not 0.
+
+    >>> dollars(0.12345), dollars(12), dollars(None)
+    ('$0.1235', '$12.0000', '$? (unknown price)')
+    """
+    return "$? (unknown price)" if amount is None else f"${amount:.4f}"
+
+
+def _spent(now: Progress) -> str:
+    """What was spent, of the budget; nothing where nothing costs."""
+    if now.spent.dollars == 0 and now.budget is None:
+        return ""
+    of = "" if now.budget is None else f" of ${now.budget:.2f}"
+    return f"{dollars(now.spent.dollars)} spent{of}"
 
 
 def _quoted_command() -> str:
@@ -481,6 +554,39 @@ def _show_prompts(task: Any, chain: Any, limit: int | None, ids: Any, seed: int)
         typer.echo(f"decoding {request.decoding}\n")
 
 
+def _show_estimate(task: Any, model: Any, methods: Any, **asked: Any) -> None:
+    """Requests, tokens and dollars at most."""
+    from harness.estimate import estimate
+
+    with _bar() as progress:
+        found = estimate(
+            task,
+            model,
+            methods,
+            progress=lambda done, of: progress(f"{task.name}, estimating", done, of),
+            **asked,
+        )
+    usage = found.usage
+    ended = f", {found.ended:,} of them answered in this run before" if found.ended else ""
+    typer.echo(f"{task.name}: {found.samples:,} samples{ended}")
+    cached = f", and {found.cached:,} more that the cache answers for nothing" if found.cached else ""
+    typer.echo(f"requests  {found.requests:,} with {usage.images:,} pictures{cached}")
+    tokens_in = f"{usage.tokens_in:,}" if found.priced else "not counted"
+    typer.echo(f"tokens    in {tokens_in}, out {usage.tokens_out:,} at most")
+    if not found.priced:
+        typer.echo("dollars   none counted: the model states no price, as one that runs here")
+    elif usage.dollars is None:
+        typer.echo(
+            "dollars   unknown: no price is known for this model; state it as price=IN/OUT in its spec"
+        )
+    else:
+        typer.echo(
+            f"dollars   {dollars(usage.dollars)} at most" + (f" ({found.prices})" if found.prices else "")
+        )
+    if found.judged:
+        typer.echo("          and what the judge of its metric costs")
+
+
 @contextmanager
 def _progress(what: str) -> Iterator[Any]:
     """A live line on a terminal; elsewhere a line every ten seconds."""
@@ -498,18 +604,25 @@ def _progress(what: str) -> Iterator[Any]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[calls]:,} calls, {task.fields[rate]:.1f}/s"),
+        TextColumn("{task.fields[cost]}"),
         TextColumn("[red]{task.fields[failed]}[/]"),
         TimeRemainingColumn(),
     ]
     with Bar(*columns, console=console) as bar:
-        line = bar.add_task(what, total=None, calls=0, rate=0.0, failed="")
+        line = bar.add_task(what, total=None, calls=0, rate=0.0, cost="", failed="")
         began = time.monotonic()
 
         def show(now: Progress) -> None:
             rate = (now.done - now.resumed) / max(1e-9, time.monotonic() - began)
             failed = f"{now.failed} failed" if now.failed else ""
             bar.update(
-                line, total=now.total, completed=now.done, calls=now.spent.calls, rate=rate, failed=failed
+                line,
+                total=now.total,
+                completed=now.done,
+                calls=now.spent.calls,
+                rate=rate,
+                cost=_spent(now),
+                failed=failed,
             )
 
         yield show
@@ -554,9 +667,10 @@ class _Lines:
         left = (now.total - now.done) / rate if rate else 0
         failed = f", {now.failed} failed" if now.failed else ""
         resumed = f" ({now.resumed} resumed)" if now.resumed else ""
+        cost = f", {cost}" if (cost := _spent(now)) else ""
         typer.echo(
             f"{self.what}: {now.done}/{now.total}{resumed}{failed}, {now.spent.calls:,} calls, "
-            f"{rate:.1f}/s, {left:.0f} s left",
+            f"{rate:.1f}/s, {left:.0f} s left{cost}",
             err=True,
         )
 
@@ -577,10 +691,13 @@ def _errors(verbose: bool) -> Iterator[None]:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         yield
+    except BudgetSpent as spent:
+        _warn(f"{spent}. To go on, with as much again: {_quoted_command()}")
+        raise typer.Exit(SPENT) from None
     except FoveaError as error:
         if verbose:
             raise
         _refuse(error)
     except KeyboardInterrupt:
-        _warn(_RESUME.format(_quoted_command()))
+        _warn(_RESUME["interrupted"].format(_quoted_command()))
         raise typer.Exit(INTERRUPTED) from None

@@ -13,8 +13,10 @@ benchmark, no model and no method by name.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -24,7 +26,7 @@ from typing import Any
 
 from harness import events
 from harness.cache import Answers, Cached
-from harness.errors import DataError, PictureError, SpecError
+from harness.errors import BudgetSpent, DataError, PictureError, SpecError
 from harness.provenance import now, provenance
 from harness.store import (
     Key,
@@ -64,24 +66,28 @@ Wrap = Callable[[Model], Model]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: samples ended (of them failed and resumed), of `total`; what was spent now."""
+    """Where a run stands: samples ended (of them failed and resumed), of `total`; what was spent now, of
+    how many dollars."""
 
     done: int
     total: int
     failed: int
     resumed: int
     spent: Usage
+    budget: float | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left behind. status: complete, interrupted, or stopped (too many failures)."""
+    """What a run left behind. status: complete, interrupted, stopped (too many failures), or budget (the
+    next call could have cost more than was left). charged: dollars against the budget."""
 
     path: Path
     status: str
     header: Mapping[str, Any]
     summary: Mapping[str, Any]
     spending: Mapping[str, Any]
+    charged: float = 0.0
 
     @property
     def failed(self) -> int:
@@ -124,6 +130,7 @@ def run(
     batch: int | None = None,
     max_failures: int | None = None,
     save_traces: bool = False,
+    budget: float | None = None,
     cache: Answers | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
@@ -133,7 +140,8 @@ def run(
     out: where run directories go. limit: the first N samples. samples: these ids only. repeats: ask each
     sample K times, with seeds seed, seed+1, ... batch: requests per group (default: the model's pace).
     max_failures: stop once more than so many samples failed. save_traces: keep each sample's maps and
-    selections (`trace_arrays`), one .npz each. cache: answers already known, kept under the methods.
+    selections (`trace_arrays`), one .npz each. budget: dollars that this call may spend: no request is sent
+    that could pass them. cache: answers already known, kept under the methods.
     Repeating a call resumes its run. KeyboardInterrupt ends it with status `interrupted`.
 
     Raises DataError for an unusable selection, StoreError for an unusable directory, and whatever
@@ -141,11 +149,23 @@ def run(
     """
     selection = select(task, limit, samples, repeats)
     chain = compose(model, methods, cache)
+    if budget is not None:
+        _check_budget(budget, model, request_of(task, selection.samples[0], seed))
     specs = [getattr(method, "spec", None) for method in methods]
     header = _header(task, chain, specs, selection, seed)
     with RunDirectory(run_path(out, task, chain, header["id"])) as directory:
         work = _Work(
-            task, chain, selection, seed, batch, max_failures, save_traces, directory, header, progress
+            task=task,
+            chain=chain,
+            selection=selection,
+            seed=seed,
+            batch=batch,
+            max_failures=max_failures,
+            save_traces=save_traces,
+            budget=budget,
+            directory=directory,
+            header=header,
+            progress=progress,
         )
         return work.through(warn)
 
@@ -157,6 +177,18 @@ def compose(model: Model, methods: Sequence[Wrap], cache: Answers | None = None)
     for method in methods:
         model = method(model)
     return model
+
+
+def _check_budget(budget: float, model: Model, request: Request) -> None:
+    """Refuse a budget that cannot hold, before anything is sent."""
+    if not budget >= 0:
+        raise SpecError(f"--budget is {budget}; it must be 0 or more dollars")
+    estimate = getattr(model, "estimate", None)
+    if estimate is not None:
+        with contextlib.suppress(PictureError), events.counting(events.Counter(budget)):
+            reserved = estimate(request).dollars
+            if reserved is None:
+                events.reserve(reserved)
 
 
 def select(task: Task, limit: int | None, ids: Sequence[str], repeats: int) -> Selection:
@@ -218,12 +250,12 @@ def request_of(task: Task, sample: Sample, seed: int = 0, *, oracle: bool = Fals
 def _header(
     task: Task, chain: Model, specs: Sequence[str | None], selection: Selection, seed: int
 ) -> dict[str, Any]:
-    identity = _identity(task, chain, seed)
+    chain_identity = identity(task, chain, seed)
     inner, names = unwrap(chain)
     return {
-        "id": run_id(identity),
-        "baseline": run_id(_identity(task, inner, seed)),
-        "identity": identity,
+        "id": run_id(chain_identity),
+        "baseline": run_id(identity(task, inner, seed)),
+        "identity": chain_identity,
         "task": task.spec or task.name,
         "methods": [spec or name for spec, name in zip(specs, names, strict=True)],
         "selection": selection.json(),
@@ -234,7 +266,7 @@ def _header(
     }
 
 
-def _identity(task: Task, chain: Model, seed: int) -> dict[str, Any]:
+def identity(task: Task, chain: Model, seed: int) -> dict[str, Any]:
     """How the answers are made: what the run's id hashes."""
     request = task.request(task.samples[0])
     decoding = dataclasses.asdict(request.decoding) | {"seed": seed}
@@ -272,6 +304,7 @@ class _Work:
     batch: int | None
     max_failures: int | None
     save_traces: bool
+    budget: float | None
     directory: RunDirectory
     header: dict[str, Any]
     progress: Callable[[Progress], None]
@@ -279,7 +312,10 @@ class _Work:
     def through(self, warn: Callable[[str], None]) -> Run:
         """Resume, answer what is missing, summarise. One exit, whatever ended it."""
         began = time.monotonic()
-        known, warnings = self.directory.resume(self._measured)
+        self.spent = events.Counter(self.budget)
+        self.stop = threading.Event()
+        with events.counting(self.spent):  # a judge that the stored records did not have yet
+            known, warnings = self.directory.resume(self._measured)
         for warning in warnings:
             warn(warning)
         wanted = set(self.selection.keys)
@@ -295,12 +331,13 @@ class _Work:
         self.failed = 0
         self.directory.write_run({**self.header, "status": "running"})
         status = "interrupted"
-        self.spent = events.Counter()
         try:
-            with events.counting(self.spent):
+            with events.counting(self.spent), events.stoppable(self.stop):
                 status = self._answer_all()
         except KeyboardInterrupt:
             pass  # the status says so
+        except BudgetSpent:
+            status = "budget"
         finally:
             result = self._close(status, time.monotonic() - began)
         return result
@@ -322,24 +359,37 @@ class _Work:
 
     def _answer_all(self) -> str:
         self._tell()
-        for group in self._groups():
-            records = [ended.record for ended in group]
-            try:
-                for ended in group:
-                    if ended.arrays:
-                        self.directory.keep_trace(ended.record.key, ended.arrays)
-            finally:  # an answer is worth more than its trace
-                self.directory.append(records)
-            for record in records:
-                self.ended[record.key] = slim(record, self.task.breakdowns)
-                self.failed += record.failure is not None
-            self._tell()
-            if self.max_failures is not None and self.failed > self.max_failures:
-                return "stopped"
-        return "complete"
+        pool = ThreadPoolExecutor(max(1, self.chain.pace.in_flight))
+        try:
+            for group in self._groups(pool):
+                self._keep(group)
+                self._tell()
+                if self.max_failures is not None and self.failed > self.max_failures:
+                    return "stopped"
+            return "complete"
+        except (Exception, KeyboardInterrupt):
+            self.stop.set()  # the threads do not hear of it otherwise
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _groups(self) -> Iterator[list[_Ended]]:
-        """Records group by group: in order, or as they complete where several are in flight."""
+    def _keep(self, group: Sequence[_Ended]) -> None:
+        records = [ended.record for ended in group]
+        try:
+            for ended in group:
+                if ended.arrays:
+                    self.directory.keep_trace(ended.record.key, ended.arrays)
+        finally:  # an answer is worth more than its trace
+            self.directory.append(records)
+        for record in records:
+            self.ended[record.key] = slim(record, self.task.breakdowns)
+            self.failed += record.failure is not None
+
+    def _groups(self, pool: ThreadPoolExecutor) -> Iterator[list[_Ended]]:
+        """Records group by group: in order, or as they complete where several are in flight.
+
+        Once the budget is spent no group is begun; those that can end do.
+        """
         todo = [
             (sample, repeat)
             for repeat in range(self.selection.repeats)
@@ -352,20 +402,25 @@ class _Work:
         if pace.in_flight <= 1 or len(groups) <= 1:
             yield from map(self._answer, groups)
             return
-        with ThreadPoolExecutor(pace.in_flight) as pool:
-            waiting: set[Future[list[_Ended]]] = set()
-            try:
-                for group in groups:
-                    if len(waiting) >= pace.in_flight:
-                        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                        yield from (future.result() for future in done)
-                    context = contextvars.copy_context()
-                    waiting.add(pool.submit(context.run, self._answer, group))
-                while waiting:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        waiting: set[Future[list[_Ended]]] = set()
+        spent: BudgetSpent | None = None
+        upcoming = iter(groups)
+        while True:
+            while spent is None and len(waiting) < pace.in_flight:
+                group = next(upcoming, None)
+                if group is None:
+                    break
+                waiting.add(pool.submit(contextvars.copy_context().run, self._answer, group))
+            if not waiting:
+                break
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                try:
+                    yield future.result()
+                except BudgetSpent as error:
+                    spent = error
+        if spent is not None:
+            raise spent
 
     def _answer(self, group: Sequence[tuple[Sample, int]]) -> list[_Ended]:
         oracle = bool(getattr(self.chain, "oracle", False))
@@ -390,7 +445,14 @@ class _Work:
 
     def _tell(self) -> None:
         self.progress(
-            Progress(len(self.ended), len(self.selection.keys), self.failed, self.resumed, self.spent.total)
+            Progress(
+                len(self.ended),
+                len(self.selection.keys),
+                self.failed,
+                self.resumed,
+                self.spent.total,
+                self.budget,
+            )
         )
 
     def _close(self, status: str, seconds: float) -> Run:
@@ -400,11 +462,13 @@ class _Work:
             records = [record for record in read_records(self.directory.path) if record.key in self.ended]
         summary = summarise(self.task.metrics, rows, len(self.selection.keys), records)
         spending = {"usage": vars(total_usage(rows)), "spent": vars(self.spent.total)}
+        if (prices := getattr(unwrap(self.chain)[0], "prices", None)) is not None:
+            spending["prices"] = prices
         times = {"ended": now(), "seconds": round(seconds, 3), "resumed": self.resumed}
         self.directory.write_run(
             {**self.header, "status": status, "summary": summary, "spending": spending, "times": times}
         )
-        return Run(self.directory.path, status, self.header, summary, spending)
+        return Run(self.directory.path, status, self.header, summary, spending, self.spent.charged)
 
 
 def answer(chain: Model, requests: Sequence[Request]) -> list[Response]:

@@ -20,6 +20,7 @@ Listener = Callable[[Request, Response], None]
 
 _COUNTER: ContextVar[Counter | None] = ContextVar("fovea_counter", default=None)
 _LISTENER: ContextVar[Listener | None] = ContextVar("fovea_listener", default=None)
+_RESERVED: ContextVar[float | None] = ContextVar("fovea_reserved", default=None)
 _STOP: ContextVar[threading.Event | None] = ContextVar("fovea_stop", default=None)
 
 
@@ -27,20 +28,20 @@ class Counter:
     """A running sum of usage that several threads may add to, and the dollars that it may reach.
 
     budget: None is no limit. What is on its way is counted at the most that it can cost, so that the sum
-    cannot pass the budget.
+    cannot pass the budget; so is what came back without saying what it cost.
     """
 
     def __init__(self, budget: float | None = None) -> None:
         self.budget = budget
         self._lock = threading.Lock()
         self._total = Usage()
-        self._dollars = 0.0  # of what has a price; only such calls pass a budget
+        self.charged = 0.0  # dollars against the budget
         self._reserved = 0.0
 
-    def add(self, usage: Usage) -> None:
+    def add(self, usage: Usage, reserved: float | None = None) -> None:
         with self._lock:
             self._total += usage
-            self._dollars += usage.dollars or 0.0
+            self.charged += (reserved or 0.0) if usage.dollars is None else usage.dollars
 
     @property
     def total(self) -> Usage:
@@ -56,9 +57,9 @@ class Counter:
             )
         with self._lock:
             # A billionth of a dollar for sums of binary fractions: ten calls of 0.1 do fit into 1.0.
-            room = self.budget - self._dollars + 1e-9
+            room = self.budget - self.charged + 1e-9
             if dollars > room - self._reserved:
-                raise BudgetSpent(self.budget, self._dollars, later=dollars <= room)
+                raise BudgetSpent(self.budget, self.charged, later=dollars <= room)
             self._reserved += dollars
 
     def release(self, dollars: float | None) -> None:
@@ -107,7 +108,7 @@ def report(usage: Usage) -> None:
     """Say what a call cost. Without a counter, nobody listens."""
     counter = _COUNTER.get()
     if counter is not None:
-        counter.add(usage)
+        counter.add(usage, _RESERVED.get())
 
 
 def arrived(request: Request, response: Response) -> None:
@@ -122,11 +123,13 @@ def reserve(dollars: float | None) -> None:
 
     Raises BudgetSpent where that could pass the run's budget; its `later` says whether there may be room
     once calls on their way have ended. Raises SpecError for an unknown price under a budget. Without a
-    budget, nothing happens. Each `reserve` that returned is followed by one `release`, whatever came of it.
+    budget, nothing happens. Each `reserve` that returned is followed by one `release`, whatever came of it;
+    the call's `report` comes between them, in the same context.
     """
     counter = _COUNTER.get()
     if counter is not None:
         counter.reserve(dollars)
+        _RESERVED.set(dollars)
 
 
 def release(dollars: float | None) -> None:
@@ -134,6 +137,7 @@ def release(dollars: float | None) -> None:
     counter = _COUNTER.get()
     if counter is not None:
         counter.release(dollars)
+        _RESERVED.set(None)
 
 
 def stopping() -> threading.Event:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ["fovea-eval", "torch", "transformers", "tokenizers", "accelerate", "datasets", "numpy"]
-_PACKAGES += ["pillow", "nltk", "openai", "anthropic"]
+_PACKAGES += ["pillow", "nltk", "openai", "anthropic", "genai-prices"]
 
 
 def provenance() -> dict[str, Any]:

@@ -81,6 +81,34 @@ def metric_from(stored: Mapping[str, Any]) -> Metric:
     return typing.cast(Metric, factory(**knobs))
 
 
+def metric_again(stored: Mapping[str, Any], cache: Answers | None = None, judge: str | None = None) -> Metric:
+    """As `metric_from`, and able to measure: the models among its knobs are made from their specs.
+
+    judge: a model's spec, in the place of the stored judge of a metric that has one.
+    """
+    specs = dict(stored.get("specs", {}))
+    if judge is not None and _takes_judge("metric", stored["name"]):
+        specs["judge"] = judge
+    models = {name: _named_model(spec, cache) for name, spec in specs.items()}
+    return metric_from({**stored, "knobs": {**stored["knobs"], **models}})
+
+
+def judged(kind: Kind, spec: str, judge: str | None) -> str:
+    """`spec` with its knob `judge` set, where it has one that is not given.
+
+    >>> judged("metric", "clair", "openai:gpt-4o")
+    'clair:judge=(openai:gpt-4o)'
+    """
+    parsed = parse(spec)
+    if judge is None or "judge" in parsed.knobs or not _takes_judge(kind, parsed.name):
+        return spec
+    return f"{spec}{',' if parsed.positional or parsed.knobs else ':'}judge=({judge})"
+
+
+def _takes_judge(kind: Kind, name: str) -> bool:
+    return "judge" in inspect.signature(load(kind, name)).parameters
+
+
 def submission_of(task: str) -> Callable[[Sequence[tuple[Sample, str]]], Json]:
     """What writes the evaluation server's file for runs of a task. SpecError where there is no server."""
     where = names("task").get(task)
@@ -158,6 +186,21 @@ def _unwrapped(value: str) -> str:
 
 
 # ---------------------------------------------------------------- what exists
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model and the spec that made it, so that who stores one can say how to make it again."""
+
+    model: Model
+    spec: str
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+
+def _named_model(spec: str, cache: Answers | None) -> Model:
+    return typing.cast(Model, Named(compose(make_model(spec, cache), (), cache), spec))
 
 
 @functools.cache
@@ -251,6 +294,8 @@ def _bound(kind: Kind, text: str, cache: Answers | None) -> Callable[..., Any]:
         name: _convert(value, hints.get(name, str), f"{spec.name}: {name}", cache)
         for name, value in given.items()
     }
+    if "journal" in inspect.signature(factory).parameters:
+        values["journal"] = None if cache is None else cache.journal(spec.name)
 
     @functools.wraps(factory, updated=())
     def make(*model: Model) -> Any:
@@ -264,7 +309,7 @@ def _bound(kind: Kind, text: str, cache: Answers | None) -> Callable[..., Any]:
 
 
 def _parameters(kind: Kind, factory: Callable[..., Any]) -> list[inspect.Parameter]:
-    parameters = list(inspect.signature(factory).parameters.values())
+    parameters = [p for p in inspect.signature(factory).parameters.values() if p.name != "journal"]
     return parameters[1:] if kind == "method" else parameters  # a method's first is its inner model
 
 
@@ -312,7 +357,7 @@ def _convert(text: str, hint: Any, what: str, cache: Answers | None) -> Any:
             raise SpecError(f"{what}={text!r} needs {len(arguments)} values, such as 16-24")
         return tuple(_convert(part, arguments[0], what, cache) for part in parts)
     if hint is Model:
-        return compose(make_model(text, cache), (), cache)
+        return _named_model(text, cache)
     if hint is Metric:
         return make_metric(text, cache)
     if hint is bool:

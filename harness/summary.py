@@ -22,12 +22,16 @@ def metric_key(metric: Metric) -> str:
 
 def metric_json(metric: Any) -> dict[str, Any]:
     """Enough to make the metric again: its name and knobs (the fields of its dataclass; a judge by its
-    description)."""
+    description), and the specs of the models among them."""
     fields = vars(metric) if dataclasses.is_dataclass(metric) else {}
-    knobs = {
-        name: value.describe() if hasattr(value, "describe") else value for name, value in fields.items()
-    }
-    return {"key": metric_key(metric), "name": metric.name, "variant": metric.variant, "knobs": knobs}
+    knobs = {name: _described(value) for name, value in fields.items()}
+    specs = {name: value.spec for name, value in fields.items() if hasattr(value, "spec")}
+    stored = {"key": metric_key(metric), "name": metric.name, "variant": metric.variant, "knobs": knobs}
+    return stored | ({"specs": specs} if specs else {})
+
+
+def _described(value: Any) -> Any:
+    return value.describe() if hasattr(value, "describe") else value
 
 
 # ---------------------------------------------------------------- counts per sample
@@ -58,6 +62,7 @@ def measured_again(records: Sequence[Record], metrics: Sequence[Metric]) -> list
             record.text,
             record.finish_reason,
             record.usage,
+            trace=record.trace,
             option_nll=record.option_nll,
             failure=record.failure,
         )
@@ -140,6 +145,8 @@ def _scores(metric: Metric, rows: Sequence[Row], records: Sequence[Record]) -> d
         "variant": metric.variant,
         "higher_is_better": dict(metric.higher_is_better),
     }
+    if hasattr(metric, "judge"):  # whose opinion the scores are
+        entry["judge"] = _described(metric.judge)
     if metric.scope == "corpus":
         good = [record for record in records if record.failure is None]
         responses = [Response(text=record.answer) for record in good]

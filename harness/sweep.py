@@ -21,6 +21,7 @@ from harness.grid import Cell, Grid, cells, refuse
 from harness.types import Metric, Model, Task
 
 Show = Callable[[engine.Progress], None]
+_ENDINGS = {"interrupted": "interrupted", "budget": "the budget is spent"}
 
 
 @dataclass
@@ -96,11 +97,13 @@ def run(
     plan: Plan,
     *,
     out: Path = engine.RUNS,
+    budget: float | None = None,
     cache: Answers | None = None,
     progress: Callable[[str], AbstractContextManager[Show]],
     warn: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Outcome]:
-    """Run the cells, yielding each outcome as it is there. An interrupted cell is the last.
+    """Run the cells, yielding each outcome as it is there. An interrupted cell is the last, and so is one
+    that ends with the `budget`, the dollars that all cells together may spend now.
 
     A cell that fails does not stop the others: one bad night's cell must not cost the night. Where a model
     cannot answer anything, its other cells fail with it, unasked. Raises SpecError for a plan with faults.
@@ -113,7 +116,7 @@ def run(
             continue
         try:
             with progress(f"{number}/{len(plan.cells)} {cell.short}") as show:
-                result = _run_cell(plan, cell, out, cache, show, warn)
+                result = _run_cell(plan, cell, out, budget, cache, show, warn)
         except FoveaError as error:
             yield Outcome(cell, None, str(error))
             if isinstance(error, ModelError):
@@ -122,8 +125,10 @@ def run(
             warn(traceback.format_exc())  # a bug: its sentence alone would not find it
             yield Outcome(cell, None, f"{type(error).__name__}: {error}")
         else:
-            if result.status == "interrupted":
-                yield Outcome(cell, result, "interrupted")
+            if budget is not None:
+                budget = max(0.0, budget - result.charged)
+            if result.status in _ENDINGS:
+                yield Outcome(cell, result, _ENDINGS[result.status])
                 return
             yield Outcome(cell, result, f"{result.failed} samples failed" if result.failed else "")
         if all(later.model != cell.model for later in plan.cells[number:]):
@@ -131,7 +136,13 @@ def run(
 
 
 def _run_cell(
-    plan: Plan, cell: Cell, out: Path, cache: Answers | None, show: Show, warn: Callable[[str], None]
+    plan: Plan,
+    cell: Cell,
+    out: Path,
+    budget: float | None,
+    cache: Answers | None,
+    show: Show,
+    warn: Callable[[str], None],
 ) -> engine.Run:
     methods = [plan.methods[spec] for spec in cell.methods]
     result = engine.run(
@@ -140,10 +151,11 @@ def _run_cell(
         methods,
         out=out,
         limit=plan.limit,
+        budget=budget,
         cache=cache,
         progress=show,
         warn=warn,
     )
-    if plan.metrics and result.status != "interrupted":
+    if plan.metrics and result.status not in _ENDINGS:
         engine.score(result.path, plan.metrics)
     return result

@@ -314,6 +314,16 @@ def require(model: Model, capability: Capability, who: str, remedy: str) -> None
     raise CapabilityError(f"{who} needs {capability}; {name} offers {offered}{why and f' ({why})'}. {remedy}")
 
 
+class Journal(Protocol):
+    """A small store of JSON values that outlives a run. A factory with a parameter `journal: Journal | None`
+    gets one of its own (None: the run keeps nothing); it is no knob."""
+
+    def get(self, key: str) -> Json: ...
+    def put(self, key: str, value: Json) -> None: ...
+    def delete(self, key: str) -> None: ...
+    def keys(self) -> list[str]: ...
+
+
 class Metric(Protocol):
     """Counts per sample, and a reduction of many counts to named numbers.
 

@@ -27,6 +27,7 @@ class Row:
 
     score, difference: of the comparison's number; difference is None without an identity arm.
     scored, n: samples with a score, and samples asked for. usage: sum over the scored samples.
+    cost_ratio: dollars per sample over the identity arm's; None where either is unknown or nothing.
     rank: 1 is best; None where the run is not ranked, and `note` says why. breakdowns: the score per value
     of each of the task's groupings (category, answer type, ...).
     """
@@ -40,13 +41,14 @@ class Row:
     scored: int
     n: int
     usage: Usage
+    cost_ratio: float | None = None
     rank: int | None = None
     note: str = ""
     breakdowns: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 
-    def per_sample(self, amount: float) -> float | None:
+    def per_sample(self, amount: float | None) -> float | None:
         """`amount` of the run's usage shared out over its samples."""
-        return amount / self.scored if self.scored else None
+        return amount / self.scored if self.scored and amount is not None else None
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,10 @@ def _comparison(runs: Sequence[_Loaded], metric_from: MetricFrom) -> Comparison:
 def _row(run: _Loaded, by_id: Mapping[str, _Loaded], metric: Metric | None, number: str) -> Row:
     content = run.content
     score = Estimate(**run.scores["scores"][number])
-    difference, note = None, ""
+    difference, ratio, note = None, None, ""
     if content["methods"]:
         identity = by_id.get(content["baseline"])
+        ratio = _cost_ratio(run, identity)
         if identity is None:
             note = "no identity arm"
         elif run.complete and metric is not None and metric.scope == "sample":
@@ -156,6 +159,7 @@ def _row(run: _Loaded, by_id: Mapping[str, _Loaded], metric: Metric | None, numb
         scored=run.scores["n"],
         n=content["summary"]["n"],
         usage=Usage(**content["spending"]["usage"]),
+        cost_ratio=ratio,
         note=note,
         breakdowns={
             name: {value: Estimate(**part["scores"][number]) for value, part in parts.items()}
@@ -175,6 +179,17 @@ def _difference(run: _Loaded, identity: _Loaded, metric: Metric, number: str) ->
         [ours[key][0] for key in shared],
     )
     return differences[number]
+
+
+def _cost_ratio(run: _Loaded, identity: _Loaded | None) -> float | None:
+    """Dollars per scored sample over those of the run without a method."""
+    costs: list[float] = []
+    for each in (run, identity):
+        dollars = each.content["spending"]["usage"]["dollars"] if each is not None else None
+        if each is None or not dollars or not each.scores["n"]:
+            return None
+        costs.append(dollars / each.scores["n"])
+    return costs[0] / costs[1]
 
 
 def _model_name(described: Mapping[str, Any]) -> str:

@@ -10,13 +10,15 @@ from leaderboard.board import Comparison, Row
 
 
 def table(comparison: Comparison) -> Table:
-    """One line per run, best first; unranked runs are dim and say why."""
+    """One line per run, best first; unranked runs are dim and say why. Dollars where any run has a price."""
+    paid = any(row.usage.dollars != 0 for row in comparison.rows)
     arrow = "higher" if comparison.higher_is_better else "lower"
     out = Table(
         title=escape(f"{comparison.task} ({comparison.protocol})"),
         caption=escape(
             f"{comparison.metric} {comparison.number}, {arrow} is better; 95 % intervals (bootstrap over "
             "images); difference paired with the same model without a method; cost per sample"
+            + ("; × plain: over the same model without a method" if paid else "")
         ),
         title_justify="left",
         caption_justify="left",
@@ -31,11 +33,13 @@ def table(comparison: Comparison) -> Table:
         "calls",
         "tokens",
         "s",
+        *(_MONEY if paid else ()),
     ):
         right = heading not in ("model", "method")
         out.add_column(heading, justify="right" if right else "left", no_wrap=right)
     for row in comparison.rows:
-        out.add_row(*_cells(row), style="dim" if row.rank is None else None)
+        money = _money(row) if paid else []
+        out.add_row(*_cells(row), *money, style="dim" if row.rank is None else None)
     return out
 
 
@@ -77,6 +81,17 @@ def _cells(row: Row) -> list[str]:
         _number(tokens, ",.0f"),
         _number(row.per_sample(usage.seconds), ".3f"),
     ]
+
+
+_MONEY = ("$", "× plain", "$ in all")
+
+
+def _money(row: Row) -> list[str]:
+    """Dollars per sample, that over the identity arm's, dollars of the run. Unknown is not nothing."""
+    total = row.usage.dollars
+    if total is None:
+        return ["unknown", "", "unknown"]
+    return [_number(row.per_sample(total), ".5f"), _number(row.cost_ratio, ".2f"), f"{total:.4f}"]
 
 
 def _estimate(estimate: Estimate, sign: str = "") -> str:

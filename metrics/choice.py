@@ -1,7 +1,7 @@
 """Multiple choice: which option a text chooses, or which one a model finds most likely.
 
-Knows the parsers in circulation, which decide many points of a published number. Must not know: datasets,
-prompts, models.
+Knows the parsers in circulation, which decide many points of a published number, and how likelihoods of
+options or of first letters are read. Must not know: datasets, prompts, models.
 
 Wu & Xie, "V*: Guided Visual Search", CVPR 2024 (option likelihood); the parsers' sources stand beside them.
 """
@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from string import ascii_uppercase
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, cast, get_args
 
 from harness.errors import DataError
 from harness.types import Metric, Response, Sample
 
 Parser: TypeAlias = Literal["strict", "lmms", "lmms_mcq", "vicrop", "vlmevalkit"]
 Likelihood: TypeAlias = Literal["likelihood", "likelihood_sum"]
+Letters: TypeAlias = Literal["letter_likelihood"]
 
 
 def parse(text: str, options: Sequence[str], parser: Parser = "strict") -> int | None:
@@ -283,6 +284,27 @@ def most_likely(option_nll: Sequence[tuple[float, int]], norm: Likelihood = "lik
     return costs.index(min(costs))
 
 
+def letter_mass(top_logprobs: Mapping[str, float], options: int) -> list[float]:
+    """The probability that the first token names each of `options` options: one number per option, 0 to 1.
+
+    top_logprobs: natural logarithms of the likeliest first tokens' probabilities. A token names an option if
+    nothing but its capital is left without the white space (also as SentencePiece's "▁" and GPT-2's "Ġ") and
+    the punctuation around it: "A", " A", "(A", "A.", "**A". A small "a" is a word, and a "(" by itself names
+    none. An option whose tokens are not among the likeliest has 0. Ours; endpoints show 20 tokens at most,
+    so it is a lower bound.
+
+    >>> [round(mass, 2) for mass in letter_mass({"A": -1.2, " A": -2.3, "(B": -0.92, "The": -3}, 3)]
+    [0.4, 0.4, 0.0]
+    """
+    masses = [0.0] * options
+    for token, logprob in top_logprobs.items():
+        letter = _core(token.replace("▁", " ").replace("Ġ", " "))
+        index = ascii_uppercase.find(letter) if len(letter) == 1 else -1
+        if 0 <= index < options:
+            masses[index] += math.exp(logprob)
+    return masses
+
+
 # ---------------------------------------------------------------- the metric
 
 
@@ -294,13 +316,17 @@ class Choice:
     else the first target: an option's text, or its letter. A sample with neither (of a test split) counts
     for nothing.
 
-    parser: how an answer is read (see `parse`), or `likelihood`, `likelihood_sum` (see `most_likely`) for
-    tasks that let the model score the options instead of writing.
+    parser: how an answer is read (see `parse`); or `likelihood`, `likelihood_sum` (see `most_likely`) for
+    tasks that let the model score the options instead of writing; or `letter_likelihood` (see `letter_mass`)
+    for endpoints that show the likeliest first tokens (`openai:MODEL,top_logprobs=20`): the option whose
+    letter has the most mass, the first of equals. That is another quantity than `likelihood`.
 
     Numbers, 0 to 1: `accuracy`, where an answer that chooses nothing is wrong; `unparsed`, their share.
+    Of `letter_likelihood`: `accuracy` over the samples with a letter among the first tokens; `coverage`,
+    the mean mass of all letters, where a sample without any has 0; `uncovered`, the share of such samples.
     """
 
-    parser: Parser | Likelihood = "strict"
+    parser: Parser | Likelihood | Letters = "strict"
 
     name: ClassVar[str] = "choice"
     scope: ClassVar[Literal["sample"]] = "sample"
@@ -312,16 +338,28 @@ class Choice:
 
     @property
     def higher_is_better(self) -> Mapping[str, bool]:
+        if self.parser == "letter_likelihood":
+            return {"accuracy": True, "coverage": True, "uncovered": False}
         return {"accuracy": True, "unparsed": False}
 
-    def measure(self, responses: Sequence[Response], samples: Sequence[Sample]) -> list[dict[str, int]]:
-        """Per sample whether it was `scored`, `correct` and `unparsed` (0 or 1). Raises DataError for a
-        sample without options, or a response without their likelihoods where those are asked for."""
+    def measure(self, responses: Sequence[Response], samples: Sequence[Sample]) -> list[dict[str, float]]:
+        """Per sample whether it was `scored`, `correct` and `unparsed` (0 or 1), or `scored`, `correct`,
+        `uncovered` and the letters' `mass`. Raises DataError for a sample without options, or a response
+        without the likelihoods that are asked for."""
         return [self._measure(*pair) for pair in zip(responses, samples, strict=True)]
 
-    def _measure(self, response: Response, sample: Sample) -> dict[str, int]:
+    def _measure(self, response: Response, sample: Sample) -> dict[str, float]:
         options = _options(sample)
         right = _right(sample, options)
+        if self.parser == "letter_likelihood":
+            masses = [0.0] if right is None else letter_mass(_first_token(response, sample), len(options))
+            mass, covered = math.fsum(masses), any(masses)
+            return {
+                "scored": int(covered),
+                "correct": int(covered and masses.index(max(masses)) == right),
+                "uncovered": int(right is not None and not covered),
+                "mass": mass,
+            }
         if right is None:
             return {"scored": 0, "correct": 0, "unparsed": 0}
         chosen = self._chosen(response, sample, options)
@@ -329,7 +367,7 @@ class Choice:
 
     def _chosen(self, response: Response, sample: Sample, options: Sequence[str]) -> int | None:
         if self.parser != "likelihood" and self.parser != "likelihood_sum":
-            return parse(response.text, options, self.parser)
+            return parse(response.text, options, cast(Parser, self.parser))
         if len(response.option_nll) != len(options):
             raise DataError(
                 f"sample {sample.id}: {len(response.option_nll)} likelihoods for {len(options)} options. "
@@ -340,12 +378,34 @@ class Choice:
 
     def reduce(self, counts: Sequence[Any]) -> dict[str, float | None]:
         scored = sum(count["scored"] for count in counts)
+        if self.parser == "letter_likelihood":
+            uncovered = sum(count["uncovered"] for count in counts)
+            asked = scored + uncovered
+            return {
+                "accuracy": sum(count["correct"] for count in counts) / scored if scored else None,
+                "coverage": math.fsum(count["mass"] for count in counts) / asked if asked else None,
+                "uncovered": uncovered / asked if asked else None,
+            }
         if not scored:
             return {"accuracy": None, "unparsed": None}
         return {
             "accuracy": sum(count["correct"] for count in counts) / scored,
             "unparsed": sum(count["unparsed"] for count in counts) / scored,
         }
+
+
+def _first_token(response: Response, sample: Sample) -> Mapping[str, float]:
+    """The likeliest first tokens. A refused or empty answer has none; any other without them is an error."""
+    top = response.trace.get("top_logprobs")
+    if isinstance(top, Mapping):
+        return {token: float(value) for token, value in top.items() if isinstance(value, int | float)}
+    if not response.text or response.finish_reason in ("refusal", "content_filter"):
+        return {}
+    raise DataError(
+        f"sample {sample.id}: its answer has no top_logprobs, which choice:parser=letter_likelihood reads. "
+        "Ask the model itself, without a method around it, as in openai:MODEL,top_logprobs=20; for written "
+        "answers use another parser, such as strict"
+    )
 
 
 def _options(sample: Sample) -> list[str]:
@@ -376,7 +436,7 @@ def _right(sample: Sample, options: Sequence[str]) -> int | None:
     return index
 
 
-def metric(parser: Parser | Likelihood = "strict") -> Metric:
+def metric(parser: Parser | Likelihood | Letters = "strict") -> Metric:
     """The share of samples whose answer chooses the right option (`accuracy`, 0 to 1): see `Choice`.
 
     >>> mug = Sample("1", targets=("B",), meta={"options": ["ceramic", "glass"]})

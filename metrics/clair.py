@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import contextvars
 import functools
 import hashlib
 import itertools
@@ -24,7 +23,6 @@ import re
 import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -239,7 +237,9 @@ class Clair:
 
     - `clair`: the mean over the pairs whose reply could be read, 0 to 1 but for what is out of range.
     - `upstream_mean`: upstream's own mean, where a pair without a readable reply counts 0.
-    - `n_scored`, `n_unparsed`: the pairs with and without a readable reply (a failed call has none).
+    - `n_scored`, `n_unparsed`: the pairs with and without a readable reply.
+    - `n_failed`: the pairs that the judge never answered (rate limits, timeouts). They are missing from both
+      means; scoring again asks for them again, and for nothing else where the judge has a cache.
     - `n_out_of_range`: scores below 0 or above 100, clipped by all but `upstream`.
     - `n_calls`: replies asked for.
     """
@@ -265,17 +265,17 @@ class Clair:
 
     @property
     def higher_is_better(self) -> Mapping[str, bool]:
-        return {"clair": True, "upstream_mean": True, "n_unparsed": False}
+        return {"clair": True, "upstream_mean": True, "n_unparsed": False, "n_failed": False}
 
     def measure(self, responses: Sequence[Response], samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """Per pair its `score`, whether it is `scored`, `unparsed`, `out_of_range`, and the `calls` it took.
+        """Per pair: `score`, `calls`, and whether it is `scored`, `unparsed`, `failed` or `out_of_range`.
 
         A sample without targets is not judged and counts for nothing. Raises what the judge raises.
         """
         if not self._can_ask:
             raise SpecError(
-                f"only the description of clair's judge is known, {self.judge}; to ask it again, name it, "
-                f"as in clair:judge=(openai:gpt-4o),variant={self.variant}"
+                f"only the description of clair's judge is known, {self.judge}; to ask it again, name it: "
+                f"--judge openai:gpt-4o, or clair:judge=(openai:gpt-4o),variant={self.variant}"
             )
         counts: list[dict[str, float]] = [dict.fromkeys(_COUNTS, 0) for _ in samples]
         waiting = {
@@ -288,14 +288,18 @@ class Clair:
             for index, reply in zip(list(waiting), replies, strict=True):
                 counts[index]["calls"] += 1
                 found = _read(reply.text, self.variant) if reply.failure is None else None
-                if found is not None:
+                if reply.failure is not None:
+                    counts[index]["failed"] = 1
+                elif found is not None:
                     score = found[0] if self.variant == "upstream" else min(1.0, max(0.0, found[0]))
                     counts[index] |= {
                         "score": score,
                         "scored": 1,
                         "out_of_range": int(not 0 <= found[0] <= 1),
                     }
-                    del waiting[index]
+                else:
+                    continue  # not readable: once more
+                del waiting[index]
         for index in waiting:
             counts[index]["unparsed"] = 1
         return counts
@@ -310,30 +314,29 @@ class Clair:
         return Request(question=prompt, decoding=Decoding(max_tokens=MAX_TOKENS + attempt))
 
     def _ask(self, requests: Sequence[Request]) -> list[Response]:
-        """The judge's replies in order, in groups and at the pace that it likes."""
+        """The judge's replies in order: all at once of a judge that waits on a wire and keeps its own slots
+        full, else in groups of the size that it likes, so that a cache keeps what a crash would lose."""
         pace = self.judge.pace
-        groups = [requests[start : start + pace.group] for start in range(0, len(requests), pace.group)]
-        if pace.in_flight <= 1 or len(groups) <= 1:
-            return list(itertools.chain.from_iterable(map(self.judge.generate, groups)))
-        with ThreadPoolExecutor(pace.in_flight) as pool:
-            # each in a copy of this context, where spending is counted
-            waiting = [pool.submit(contextvars.copy_context().run, self.judge.generate, g) for g in groups]
-            return list(itertools.chain.from_iterable(future.result() for future in waiting))
+        size = len(requests) if pace.in_flight > 1 else pace.group
+        groups = [requests[start : start + size] for start in range(0, len(requests), max(size, 1))]
+        return list(itertools.chain.from_iterable(map(self.judge.generate, groups)))
 
     def reduce(self, counts: Sequence[Any]) -> dict[str, float | None]:
-        total = {name: math.fsum(count[name] for count in counts) for name in _COUNTS}
+        # Runs scored before failures were told apart have no `failed`.
+        total = {name: math.fsum(count.get(name, 0) for count in counts) for name in _COUNTS}
         judged = total["scored"] + total["unparsed"]
         return {
             "clair": total["score"] / total["scored"] if total["scored"] else None,
             "upstream_mean": total["score"] / judged if judged else None,
             "n_scored": total["scored"],
             "n_unparsed": total["unparsed"],
+            "n_failed": total["failed"],
             "n_out_of_range": total["out_of_range"],
             "n_calls": total["calls"],
         }
 
 
-_COUNTS = ("score", "scored", "unparsed", "out_of_range", "calls")
+_COUNTS = ("score", "scored", "unparsed", "failed", "out_of_range", "calls")
 
 
 @functools.lru_cache

@@ -6,6 +6,7 @@ not tell its releases apart; ours is that of August 2026 (e8e78f05), which diffe
 goldens; later ones abstain more.
 """
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -16,10 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters.scripted import Scripted
+from harness import engine
 from harness.errors import DataError
 from harness.resolve import make_metric, metric_from
-from harness.types import Response, Sample
-from metrics.choice import Parser, metric, most_likely, parse
+from harness.summary import metric_key
+from harness.types import Request, Response, Sample, Task
+from metrics.choice import Parser, letter_mass, metric, most_likely, parse
 from metrics.vqa import soft_accuracy
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "vstar.json").read_text())
@@ -210,6 +214,71 @@ def test_the_metric_reads_likelihoods_where_it_is_asked_to() -> None:
     assert metric("likelihood").measure([broken], [sample]) == [{"scored": 1, "correct": 0, "unparsed": 1}]
     with pytest.raises(DataError, match=r"sample q7: 0 likelihoods for 2 options.*request\.options"):
         metric("likelihood").measure([Response("left")], [sample])
+
+
+def top(**tokens: float) -> Response:
+    """An answer whose first token had these probabilities."""
+    logs = {token.replace("_", " "): math.log(p) for token, p in tokens.items()}
+    return Response("A", trace={"top_logprobs": logs})
+
+
+FOUR = Sample("q8", meta={"options": ["red", "blue", "green", "none"], "answer_index": 1})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "masses"),
+    [
+        ({"A": 0.5, "B": 0.25}, [0.5, 0.25, 0, 0]),
+        ({"B": 0.3, " B": 0.2, "(B": 0.1, "B.": 0.05, "▁B": 0.05, "ĠB": 0.1}, [0, 0.8, 0, 0]),
+        ({"a": 0.4, " an": 0.2, "The": 0.1, "(": 0.1, "BC": 0.1}, [0, 0, 0, 0]),
+        ({"E": 0.6, "C": 0.1}, [0, 0, 0.1, 0]),  # no fifth option
+        ({"**D": 0.2, "Ｄ": 0.3}, [0, 0, 0, 0.2]),
+        ({}, [0, 0, 0, 0]),
+    ],
+)
+def test_a_letters_mass_is_that_of_the_tokens_that_are_nothing_but_it(
+    tokens: dict[str, float], masses: list[float]
+) -> None:
+    logs = {token: math.log(p) for token, p in tokens.items()}
+    assert letter_mass(logs, 4) == pytest.approx(masses)
+
+
+def test_the_letter_with_the_most_mass_is_chosen_and_coverage_is_stated() -> None:
+    choice = metric("letter_likelihood")
+    right = top(A=0.4, B=0.3, _B=0.2)  # no single token of B's is the likeliest
+    wrong = top(C=0.6, D=0.1)
+    silent = top(The=0.9)
+    counts = choice.measure([right, wrong, silent], [FOUR] * 3)
+    assert [(count["scored"], count["correct"], count["uncovered"]) for count in counts] == [
+        (1, 1, 0),
+        (1, 0, 0),
+        (0, 0, 1),
+    ]
+    assert choice.reduce(counts) == {
+        "accuracy": 0.5,  # of the two that name a letter
+        "coverage": pytest.approx((0.9 + 0.7 + 0) / 3),
+        "uncovered": pytest.approx(1 / 3),
+    }
+    assert choice.reduce(counts[2:])["accuracy"] is None
+    assert choice.reduce([]) == {"accuracy": None, "coverage": None, "uncovered": None}
+    assert metric_key(choice) == "choice[letter_likelihood]" != metric_key(metric("likelihood"))
+
+
+def test_a_refusal_names_no_letter_and_any_other_answer_must_have_its_first_tokens() -> None:
+    choice = metric("letter_likelihood")
+    refused = [Response("I cannot.", "refusal"), Response("", "content_filter")]
+    assert [count["uncovered"] for count in choice.measure(refused, [FOUR] * 2)] == [1, 1]
+    with pytest.raises(DataError, match=r"sample q8: its answer has no top_logprobs.*top_logprobs=20"):
+        choice.measure([Response("B")], [FOUR])
+
+
+def test_first_letters_are_read_again_from_a_stored_run(tmp_path: Path) -> None:
+    sample = dataclasses.replace(FOUR, question="Which?")
+    task = Task("t", "1", "p", "f", [sample], lambda s: Request(question=s.question), (metric(),), "accuracy")
+    ran = engine.run(task, Scripted(lambda _: top(B=0.9)), out=tmp_path)
+    entry = engine.score(ran.path, [metric("letter_likelihood")])["metrics"]["choice[letter_likelihood]"]
+    assert entry["scores"]["accuracy"]["value"] == 1
+    assert entry["scores"]["coverage"]["value"] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(

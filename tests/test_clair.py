@@ -26,7 +26,7 @@ from harness import stats
 from harness.cache import Answers, Cached
 from harness.errors import DataError, SpecError
 from harness.resolve import make_metric, metric_from
-from harness.types import Capability, Pace, Request, Response, Sample
+from harness.types import Pace, Request, Response, Sample
 from metrics import clair
 from metrics.clair import CALLS, SHA256, TEMPLATE, Clair, metric, parse, render, upstream_template
 
@@ -376,10 +376,10 @@ def test_with_its_judges_description_it_reduces_stored_counts_and_asks_nobody(
             "knobs": {"judge": {"adapter": "openai", "model": "m"}, "variant": "upstream", "prompt": None},
         }
     )
-    counts = {"score": 0.5, "scored": 1, "unparsed": 0, "out_of_range": 0, "calls": 1}
+    counts = {"score": 0.5, "scored": 1, "unparsed": 0, "out_of_range": 0, "calls": 1}  # of an older run
     assert (made.variant, made.reduce([counts])["clair"]) == ("upstream", 0.5)
     with pytest.raises(
-        SpecError, match="only the description of clair's judge is known.*name it, as in clair:"
+        SpecError, match="only the description of clair's judge is known.*--judge openai:gpt-4o"
     ):
         made.measure([Response("a dog")], [Sample("1", targets=("a puppy",))])
 
@@ -390,14 +390,20 @@ def test_with_its_judges_description_it_reduces_stored_counts_and_asks_nobody(
 def test_an_unreadable_reply_is_asked_for_three_times_and_is_then_missing() -> None:
     judge = Judge(["I cannot say."])
     counts = scored(judge, variant="fovea")
-    assert counts == {"score": 0, "scored": 0, "unparsed": 1, "out_of_range": 0, "calls": 3}
+    assert counts == {"score": 0, "scored": 0, "unparsed": 1, "failed": 0, "out_of_range": 0, "calls": 3}
     assert len(judge.asked) == CALLS == 3
 
 
-def test_a_failed_call_is_a_reply_that_cannot_be_read() -> None:
-    failed = Response.failed("timeout", "no answer in 60 s", retry=True)
-    assert scored(Judge([failed, "Score: 40"]), variant="fovea")["score"] == pytest.approx(0.4)
-    assert scored(Judge([failed]), variant="fovea")["unparsed"] == 1
+def test_a_pair_whose_judge_failed_is_missing_from_both_means_and_not_asked_again() -> None:
+    judge = Judge([Response.failed("rate_limited", "429 (7 attempts)", retry=True), "Score: 40"])
+    clair = metric(judge.model, "fovea")
+    pair = [Response("a dog")], [Sample("1", targets=("a puppy",))]
+    (lost,), (read,) = clair.measure(*pair), clair.measure(*pair)
+    assert lost == {"score": 0, "scored": 0, "unparsed": 0, "failed": 1, "out_of_range": 0, "calls": 1}
+    both = clair.reduce([lost, read])
+    assert (both["clair"], both["upstream_mean"]) == (pytest.approx(0.4), pytest.approx(0.4))
+    assert (both["n_scored"], both["n_failed"], both["n_unparsed"]) == (1, 1, 0)
+    assert clair.reduce([lost])["clair"] is clair.reduce([lost])["upstream_mean"] is None
 
 
 def test_missing_pairs_are_not_zeros_but_in_upstreams_own_mean() -> None:
@@ -409,6 +415,7 @@ def test_missing_pairs_are_not_zeros_but_in_upstreams_own_mean() -> None:
         "upstream_mean": 0.45,
         "n_scored": 1,
         "n_unparsed": 1,
+        "n_failed": 0,
         "n_out_of_range": 1,
         "n_calls": 4,
     }
@@ -456,29 +463,24 @@ def test_a_cache_does_not_hand_back_the_reply_that_could_not_be_read(tmp_path: P
     assert len(judge.asked) == 2
 
 
-@dataclass(frozen=True)
-class Slow:
-    """A judge behind a wire: groups of two, three in flight, all three at once before any answers."""
+@pytest.mark.parametrize(("pace", "sizes"), [(Pace(2, in_flight=3), [5]), (Pace(2), [2, 2, 1])])
+def test_a_judge_behind_a_wire_gets_all_pairs_at_once_and_another_the_groups_it_likes(
+    pace: Pace, sizes: list[int]
+) -> None:
+    asked = []
 
-    meeting: threading.Barrier
-    offers: frozenset[Capability] = frozenset()
-    pace: Pace = Pace(group=2, in_flight=3)
+    class Counted(Scripted):
+        def generate(self, requests: Sequence[Request]) -> list[Response]:
+            asked.append(len(requests))
+            return super().generate(requests)
 
-    def describe(self) -> dict[str, Any]:
-        return {"adapter": "slow"}
-
-    def generate(self, requests: Sequence[Request]) -> list[Response]:
-        self.meeting.wait(timeout=30)
-        assert len(requests) == 2
-        return [Response(f"Score: {request.text.count('x')}") for request in requests]
-
-
-def test_the_judge_is_asked_at_its_own_pace_and_answers_stay_in_order() -> None:
-    clair = metric(Slow(threading.Barrier(3)), "fovea")
-    prompts = [Response("x" * 10 * k) for k in range(1, 7)]
-    counts = clair.measure(prompts, [Sample(str(k), targets=("y",)) for k in range(6)])
+    clair = metric(Counted(lambda request: f"Score: {request.text.count('x')}", pace=pace), "fovea")
+    counts = clair.measure(
+        [Response("x" * 10 * k) for k in range(1, 6)], [Sample(str(k), targets=("y",)) for k in range(5)]
+    )
+    assert asked == sizes
     base = TEMPLATE.count("x")
-    assert [round(100 * count["score"]) for count in counts] == [10 * k + base for k in range(1, 7)]
+    assert [round(100 * count["score"]) for count in counts] == [10 * k + base for k in range(1, 6)]
 
 
 @given(st.lists(st.sampled_from(["85", "-", '{"score": 150}', "0.5"]), max_size=12), st.randoms())

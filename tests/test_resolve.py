@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters.scripted import Scripted
 from harness import resolve
+from harness.cache import Answers
 from harness.errors import SpecError
+from harness.types import Journal, Model
 
 
 def test_a_spec_has_a_name_positional_values_and_knobs() -> None:
@@ -110,3 +113,24 @@ def test_a_metric_is_made_again_from_a_runs_header() -> None:
 def test_a_path_knob_expands_the_home_folder() -> None:
     with pytest.raises(Exception, match=str(Path.home())):
         resolve.make_task("pope:root=~/no/such/folder")
+
+
+def test_a_factory_that_asks_for_a_journal_gets_one_and_it_is_no_knob(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[Journal | None] = []
+
+    def batcher(name: str, *, journal: Journal | None = None) -> Model:
+        got.append(journal)
+        return Scripted(lambda _: name)
+
+    monkeypatch.setattr(resolve, "load", lambda *_: batcher)
+    answers = Answers(tmp_path / "cache.sqlite")
+    resolve.make_model("batcher:a", answers)
+    resolve.make_model("batcher:a")
+    assert got[0] is not None and got[1] is None
+    got[0].put("id", "x")
+    assert answers.journal("batcher").get("id") == "x"
+    assert [name for name, _, _ in resolve.knobs("model", "batcher")] == ["name"]
+    with pytest.raises(SpecError, match="no knob 'journal'"):
+        resolve.make_model("batcher:a,journal=x", answers)
