@@ -110,8 +110,9 @@ def encoded(picture: Picture, limits: Limits) -> Encoded:
     """`picture` within `limits`: its own bytes if they are acceptable, PNG otherwise, JPEG (quality 95) where
     PNG is too large, and scaled down (Lanczos) only where that is too large still or the side is too long.
 
-    It is decoded in any case, so that a damaged one fails here as it fails for a local model. Colour profiles
-    are left to the provider. The note says why other bytes were sent, and which.
+    What is truncated or no picture fails here, as it fails for a local model: it is decoded to see, but for a
+    JPEG that has its end (of what is wrong inside one libjpeg makes grey, and decoding would cost more than
+    all else together). Colour profiles are left to the provider. The note says why other bytes were sent.
     """
     from PIL import Image
 
@@ -119,12 +120,15 @@ def encoded(picture: Picture, limits: Limits) -> Encoded:
     if isinstance(source, Drawing):
         return _anew(picture.open(), limits, "cropped" if picture.crops else "drawn")
     data = source.read()
-    pixels = Picture(Memory(data, source.label), picture.crops).open()
+    whole = Picture(Memory(data, source.label), picture.crops)
+    _ = whole.size  # raises for what is no picture
     with Image.open(io.BytesIO(data)) as image:
         why = "cropped" if picture.crops else _unacceptable(image, len(data), limits)
         if why is None:
+            if not (image.format == "JPEG" and data.endswith(b"\xff\xd9")):
+                whole.open()
             return Encoded(_MEDIA[image.format or ""], base64.b64encode(data).decode("ascii"), image.size)
-    return _anew(pixels, limits, why)
+    return _anew(whole.open(), limits, why)
 
 
 def _unacceptable(image: ImageFile, size: int, limits: Limits) -> str | None:
