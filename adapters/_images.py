@@ -20,11 +20,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness.errors import PictureError
-from harness.pictures import Drawing, Memory, Picture
+from harness.pictures import Drawing, Memory, Picture, opened
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Pixels
-    from PIL.ImageFile import ImageFile
 
 STORE_BYTES = 64 * 2**20
 """Base64 text kept for requests that show the same picture again."""
@@ -114,15 +113,13 @@ def encoded(picture: Picture, limits: Limits) -> Encoded:
     JPEG that has its end (of what is wrong inside one libjpeg makes grey, and decoding would cost more than
     all else together). Colour profiles are left to the provider. The note says why other bytes were sent.
     """
-    from PIL import Image
-
     source = picture.source
     if isinstance(source, Drawing):
         return _anew(picture.open(), limits, "cropped" if picture.crops else "drawn")
     data = source.read()
-    whole = Picture(Memory(data, source.label), picture.crops)
-    _ = whole.size  # raises for what is no picture
-    with Image.open(io.BytesIO(data)) as image:
+    held = Memory(data, source.label)
+    whole = Picture(held, picture.crops)
+    with opened(held) as image:
         why = "cropped" if picture.crops else _unacceptable(image, len(data), limits)
         if why is None:
             if not (image.format == "JPEG" and data.endswith(b"\xff\xd9")):
@@ -131,7 +128,7 @@ def encoded(picture: Picture, limits: Limits) -> Encoded:
     return _anew(whole.open(), limits, why)
 
 
-def _unacceptable(image: ImageFile, size: int, limits: Limits) -> str | None:
+def _unacceptable(image: Pixels, size: int, limits: Limits) -> str | None:
     """Why a whole picture's `size` bytes cannot be sent as they are; None if they can."""
     if image.format not in limits.formats:
         return f"{image.format} is not accepted"

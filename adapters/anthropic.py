@@ -287,7 +287,8 @@ class Anthropic:
     def pace(self) -> Pace:
         if self.batch:
             return Pace(group=BATCH)
-        return Pace(group=GROUP, in_flight=2 * math.ceil(self.wire.limits.most / GROUP))
+        # As openai.py: six slots' worth of requests keep every slot busy while groups wait for their slowest.
+        return Pace(group=GROUP, in_flight=6 * math.ceil(self.wire.limits.most / GROUP))
 
     def describe(self) -> dict[str, Any]:
         """The host without its port: where a server of one's own listens says nothing about its answers."""

@@ -206,19 +206,20 @@ def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def _header_size(source: Encoded) -> tuple[int, int]:
-    with _opened(source) as image:
+    with opened(source) as image:
         return image.size
 
 
 def _decode(source: Encoded) -> Image.Image:
     try:
-        with _opened(source) as image:
+        with opened(source) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise PictureError(f"{source.label} is damaged: {error}", "damaged_picture") from None
 
 
-def _opened(source: Encoded) -> Image.Image:
+def opened(source: Encoded) -> Image.Image:
+    """A source's image, its header read and its size checked, not decoded. Raises PictureError."""
     from PIL import Image, UnidentifiedImageError
 
     data: Path | io.BytesIO
