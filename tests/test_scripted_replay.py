@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -41,15 +40,11 @@ def test_a_fake_offers_what_a_test_says() -> None:
     assert Scripted(str, offers=frozenset({Capability.ATTENTION})).offers == {"attention"}
 
 
-def test_a_scripted_answer_costs_next_to_nothing_and_is_counted() -> None:
-    requests = [Request(question=str(number)) for number in range(20_000)]
-    model = scripted.model("yes")
+def test_a_scripted_answer_is_counted() -> None:
+    requests = [Request(question=str(number)) for number in range(100)]
     with counting(Counter()) as counter:
-        began = time.process_time()
-        model.generate(requests)
-        spent = time.process_time() - began
-    assert counter.total.calls == 20_000
-    assert spent / len(requests) < 20e-6
+        scripted.model("yes").generate(requests)
+    assert counter.total.calls == 100
 
 
 # ---------------------------------------------------------------- replay
