@@ -27,7 +27,7 @@ from adapters._batches import Batches, OpenAIBatches, Written
 from adapters._images import GENERIC_LIMITS, OPENAI_LIMITS, Encoded, Images
 from adapters._wire import Again, Wire, explain, redacted
 from harness.errors import CapabilityError, ModelError
-from harness.types import Capability, Journal, Json, Model, Pace, Request, Response, Usage, digest
+from harness.types import Capability, Decoding, Journal, Json, Model, Pace, Request, Response, Usage, digest
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 OFFICIAL = "https://api.openai.com/v1"
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Detail = Literal["auto", "low", "high", "original"]
+Likelihood = Literal["none", "vllm"]
 
 THINKING = 8192
 """New tokens that a reasoning model may spend unseen, on top of a request's own `max_tokens`."""
@@ -57,6 +58,7 @@ def model(
     reasoning_tokens: int | None = None,
     detail: Detail | None = None,
     top_logprobs: int = 0,
+    likelihood: Likelihood = "none",
     price: str | None = None,
     batch: bool = False,
     journal: Journal | None = None,
@@ -68,6 +70,8 @@ def model(
     not say them. timeout: seconds per attempt. effort: of reasoning. reasoning_tokens: new tokens granted
     for reasoning beside the answer's own (8192 where OpenAI's model reasons, else 0). detail: of pictures.
     top_logprobs: keep that many log probabilities of the answer's first token in the trace (20 at most).
+    likelihood: `vllm` scores given texts by vLLM's `prompt_logprobs`, which no other server has, with a call
+    for the prompt and one for each text; unlike an hf: model's, a text's score has no end token.
     price: IN/OUT, dollars per million tokens, for a server that no price list knows. batch: hand
     everything in through the Batch API: half the price, answered within a day; repeating an interrupted
     command collects it.
@@ -78,6 +82,8 @@ def model(
         raise ValueError(f"top_logprobs is {top_logprobs}; the API gives 0 to 20")
     if top_logprobs and reasons(model, effort):
         raise ValueError(f"{model} reasons, and gives no log probabilities; some models do with effort=none")
+    if likelihood == "vllm" and (base_url == OFFICIAL or batch):
+        raise ValueError("likelihood=vllm is for a vLLM server's base_url, and not for batch=true")
     if reasoning_tokens is not None and reasoning_tokens < 0:
         raise ValueError(f"reasoning_tokens is {reasoning_tokens}; it must be 0 or more")
     if not re.match(r"https?://", base_url) or "@" in urlsplit(base_url).netloc:
@@ -92,6 +98,7 @@ def model(
             (THINKING if reasons(model, effort) else 0) if reasoning_tokens is None else reasoning_tokens,
             detail,
             top_logprobs,
+            likelihood,
         ),
         price=None if price is None else _prices.stated(price),
         batch=batch,
@@ -128,6 +135,7 @@ class Parameters:
     reasoning_tokens: int = 0
     detail: Detail | None = None
     top_logprobs: int = 0
+    likelihood: Likelihood = "none"
 
     @property
     def reasons(self) -> bool:
@@ -222,6 +230,38 @@ def _first_token(logprobs: Mapping[str, Any]) -> dict[str, Json]:
     return dict(found)
 
 
+def prompt_tokens(reply: Any) -> list[tuple[str, float]]:
+    """vLLM's `prompt_logprobs`: per token of the prompt its id and log probability (0 for the first).
+
+    Raises ValueError where there are none. Asked for with 0, each position names its own token alone.
+    """
+    try:
+        found = [
+            next(iter(each.items())) if each else ("", {"logprob": 0.0}) for each in reply["prompt_logprobs"]
+        ]
+        return [(token, float(what["logprob"])) for token, what in found]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"no prompt_logprobs ({type(error).__name__}): likelihood=vllm is for vLLM alone: {reply}"
+        ) from None
+
+
+def departed(prompt: Sequence[tuple[str, float]], whole: Sequence[tuple[str, float]]) -> tuple[float, int]:
+    """Of the tokens of `whole` from where it departs from `prompt`: summed NLL (nats), and their number.
+
+    >>> departed([("1", 0), ("2", -1)], [("1", 0), ("2", -1), ("7", -0.5), ("8", -2)])
+    (2.5, 2)
+    """
+    same = next(
+        (n for n, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a[0] != b[0]),
+        min(len(prompt), len(whole)),
+    )
+    tail = whole[same:]
+    if not tail:
+        raise ValueError("the text adds no token to the prompt")
+    return -sum(chance for _, chance in tail), len(tail)
+
+
 def cut(text: str, stop: Sequence[str]) -> str:
     """`text` up to its first stop text, for models that take none.
 
@@ -231,12 +271,23 @@ def cut(text: str, stop: Sequence[str]) -> str:
     return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=len(text))]
 
 
-def written(request: Request, pictures: Sequence[Encoded], parameters: Parameters) -> bytes:
-    """`body` as JSON. Pictures go in afterwards: base64 has nothing to escape, and is nearly all of it."""
+def written(
+    request: Request, pictures: Sequence[Encoded], parameters: Parameters, scoring: str | None = None
+) -> bytes:
+    """`body` as JSON. Pictures go in afterwards: base64 has nothing to escape, and is nearly all of it.
+
+    scoring: the beginning of an answer, or "" for none, whose log probabilities vLLM is to give.
+    """
     token = secrets.token_hex(16)  # no prompt contains it
     marks = [f"{token}{place:04}" for place in range(len(pictures))]
     marked = [dataclasses.replace(picture, data=mark) for picture, mark in zip(pictures, marks, strict=True)]
-    text = json.dumps(body(request, marked, parameters), ensure_ascii=False)
+    sent = body(request, marked, parameters)
+    if scoring is not None:
+        sent["prompt_logprobs"] = 0
+    if scoring:
+        sent["messages"].append({"role": "assistant", "content": scoring})
+        sent |= {"continue_final_message": True, "add_generation_prompt": False}
+    text = json.dumps(sent, ensure_ascii=False)
     for picture, mark in zip(pictures, marks, strict=True):
         text = text.replace(mark, picture.data)
     return text.encode("utf-8", "replace")
@@ -262,7 +313,7 @@ class OpenAI:
 
     @property
     def offers(self) -> frozenset[Capability]:
-        return frozenset()
+        return frozenset({Capability.LIKELIHOOD} if self.parameters.likelihood == "vllm" else ())
 
     @property
     def pace(self) -> Pace:
@@ -286,9 +337,10 @@ class OpenAI:
         """The most that a request can use."""
         most = request.decoding.max_tokens + self.parameters.reasoning_tokens
         detail = self.parameters.detail or "auto"
-        return _prices.at_most(
+        once = _prices.at_most(
             self.provider, self.parameters.model, request, most, detail, self.batch, self.price
         )
+        return sum((once for _ in request.options), once)  # the prompt, and then each option behind it
 
     @property
     def provider(self) -> str:
@@ -300,10 +352,11 @@ class OpenAI:
         return _prices.version() if self.price is None else "stated: ${:g} in, ${:g} out".format(*self.price)
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
-        if any(request.options or request.probes for request in requests):
+        scores = Capability.LIKELIHOOD in self.offers
+        if any(request.probes or (request.options and not scores) for request in requests):
             raise CapabilityError(
                 f"openai:{self.parameters.model} generates text only: it scores no options and reads no "
-                "probes. Use an hf: model"
+                "probes. Use an hf: model (a vLLM server scores options with likelihood=vllm)"
             )
         self._key()
         if self.batch:
@@ -311,16 +364,50 @@ class OpenAI:
         return self.wire.answer(requests, self._send, self.estimate)
 
     async def _send(self, request: Request) -> Response:
-        import httpx2
-        import openai
-
-        if request.decoding.max_tokens == 0:
+        if request.decoding.max_tokens == 0 and not request.options:
             return Response(finish_reason="length")
         among = len(request.images)
         pictures = [await self.images.get(picture, among) for picture in request.images]
         notes = [picture.note for picture in pictures]
+        if request.options:
+            return await self._scored(request, pictures, notes)
         content = written(request, pictures, self.parameters)
         del pictures  # a thousand waiting requests hold their bytes once
+        reply = await self._post(content)
+        if isinstance(reply, Response):
+            return reply
+        try:
+            response = parsed(reply)
+        except ValueError as error:
+            raise Again(redacted(str(error), self.key_env), kind="malformed_answer") from None
+        return self.completed(request, response, notes)
+
+    async def _scored(
+        self, request: Request, pictures: Sequence[Encoded], notes: Sequence[str | None]
+    ) -> Response:
+        """The options' likelihoods: the prompt once, then each option as the beginning of the answer."""
+        asked = dataclasses.replace(request, decoding=Decoding(max_tokens=1), options=())
+        total, tokens = Usage(), []
+        for text in ("", *request.options):
+            reply = await self._post(written(asked, pictures, self.parameters, text))
+            if isinstance(reply, Response):
+                return reply
+            try:
+                total += self.completed(asked, parsed(reply), notes).usage
+                tokens.append(prompt_tokens(reply))
+            except ValueError as error:
+                raise Again(redacted(str(error), self.key_env), kind="malformed_answer") from None
+        try:
+            scores = tuple(departed(tokens[0], whole) for whole in tokens[1:])
+        except ValueError as error:
+            return Response.failed("prompt", str(error), usage=total)
+        return Response(usage=total, option_nll=scores)
+
+    async def _post(self, content: bytes) -> Any:
+        """The answer's JSON, or the response that says why there is none."""
+        import httpx2
+        import openai
+
         try:
             raw = await self._client().post(
                 "/chat/completions",
@@ -335,10 +422,9 @@ class OpenAI:
             return explain(error, self.key_env)
         self.wire.heard(raw.headers)
         try:
-            response = parsed(json.loads(raw.content))
-        except ValueError as error:  # JSON's errors too: a body that was cut
+            return json.loads(raw.content)
+        except ValueError as error:  # a body that was cut
             raise Again(redacted(str(error), self.key_env), kind="malformed_answer") from None
-        return self.completed(request, response, notes)
 
     def completed(self, request: Request, response: Response, notes: Sequence[str | None]) -> Response:
         """An answer with its price, its stop texts applied, and what was done to its pictures."""

@@ -23,7 +23,7 @@ from harness import engine, events, resolve
 from harness.cache import Answers
 from harness.errors import BudgetSpent, CapabilityError, ModelError, SpecError
 from harness.pictures import File, Memory, Picture
-from harness.types import Decoding, Model, ReadMap, Request, Response
+from harness.types import Capability, Decoding, Model, ReadMap, Request, Response
 from tests.provider import Provider, Reply, in_turn
 
 KEY = "sk-planted-5e1fd00d"
@@ -570,3 +570,51 @@ def test_concurrent_identical_requests_are_sent_once(provider: Provider, tmp_pat
         thread.join()
     answers.close()
     assert found == ["yes"] * 8 and len(provider.seen) == 1
+
+
+# ---------------------------------------------------------------- likelihoods, as vLLM gives them
+
+
+def as_vllm(seen: Any) -> Reply:
+    """A token is a character; its log probability in a prompt is its code point's hundredth, negative."""
+    assert seen.body["prompt_logprobs"] == 0
+    text = "".join(str(message["content"]) for message in seen.body["messages"][:1]) + ":"
+    if seen.body.get("continue_final_message"):
+        assert seen.body["add_generation_prompt"] is False
+        text += seen.body["messages"][-1]["content"]
+    places: list[Any] = [
+        {str(ord(c)): {"logprob": -ord(c) / 100, "rank": 1, "decoded_token": c}} for c in text
+    ]
+    reply = {
+        "model": "m",
+        "choices": [{"message": {"content": "x"}, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": len(text), "completion_tokens": 1},
+        "prompt_logprobs": [None, *places[1:]],
+    }
+    return Reply(raw=json.dumps(reply).encode())
+
+
+def test_a_vllm_server_scores_options(provider: Provider) -> None:
+    provider.answer = as_vllm
+    asked = Request(question="Which?", options=("A", "BC"))
+    with pytest.raises(CapabilityError, match="likelihood=vllm"):
+        made(provider).generate([asked])
+    model = made(provider, likelihood="vllm")
+    assert model.offers == {Capability.LIKELIHOOD}
+    (response,) = model.generate([asked])
+    assert response.failure is None
+    assert response.option_nll == (
+        pytest.approx((ord("A") / 100, 1)),
+        pytest.approx((ord("B") / 100 + ord("C") / 100, 2)),
+    )
+    assert response.usage.calls == 3
+    assert response.usage.tokens_in == 7 + 8 + 9
+
+
+def test_a_server_without_prompt_log_probabilities_fails_the_request_and_says_why(provider: Provider) -> None:
+    model = made(provider, likelihood="vllm", retries=0)
+    (response,) = model.generate([Request(question="Which?", options=("A",))])
+    assert response.failure is not None
+    assert "likelihood=vllm is for vLLM alone" in response.failure.message
+    with pytest.raises(ValueError, match="is for a vLLM server's base_url"):
+        openai.model("gpt-4o", likelihood="vllm")
