@@ -16,7 +16,7 @@ from typing import Any
 from harness import stats, store
 from harness.errors import FoveaError
 from harness.stats import Estimate
-from harness.types import Metric, Usage
+from harness.types import Metric, Usage, canonical
 
 MetricFrom = Callable[[Mapping[str, Any]], Metric]
 
@@ -97,7 +97,14 @@ class _Loaded:
             self.entry["key"],
             self.content["primary"],
             self.content["selection"]["digest"],
+            canonical(self.scores.get("judge")),
         )
+
+    @property
+    def measured(self) -> str:
+        """The metric, and whose opinion it is if it has a judge."""
+        judge = self.scores.get("judge")
+        return f"{self.entry['key']} judged by {judge.get('model')}" if judge else str(self.entry["key"])
 
     @property
     def scores(self) -> Mapping[str, Any]:
@@ -130,7 +137,7 @@ def _comparison(runs: Sequence[_Loaded], metric_from: MetricFrom) -> Comparison:
     rows = [_row(run, by_id, metric, number) for run in runs]
     task = first.content["identity"]["task"]
     return Comparison(
-        task["name"], task["protocol"], first.entry["key"], number, better, tuple(_ranked(rows, better))
+        task["name"], task["protocol"], first.measured, number, better, tuple(_ranked(rows, better))
     )
 
 

@@ -19,6 +19,7 @@ from harness.cli import app
 from harness.resolve import judged
 from harness.store import read_run
 from harness.types import Request, Sample, Task
+from leaderboard.board import comparisons
 from metrics import clair, length
 
 CAPTIONS = 24
@@ -151,3 +152,21 @@ def test_a_spec_keeps_the_judge_that_it_names() -> None:
     assert judged("metric", "clair:judge=(scripted:2)", "scripted:1") == "clair:judge=(scripted:2)"
     assert judged("metric", "length", "scripted:1") == "length"
     assert judged("metric", "clair", None) == "clair"
+
+
+def test_rows_of_different_judges_are_never_ranked_together(tmp_path: Path) -> None:
+    samples = [Sample(str(k), question=str(k), targets=("a puppy",)) for k in range(4)]
+    paths = []
+    for name, opinion in (("strict", 20), ("kind", 90)):
+        reply = f'{{"score": {opinion}, "reason": "so"}}'
+        metric = clair.metric(Scripted(lambda _, reply=reply: reply, name=name), "fovea")
+        task = Task(
+            "captions", "1", "p", "f", samples, lambda s: Request(question=s.question), (metric,), "clair"
+        )
+        run = engine.run(task, Scripted(lambda request: request.text), out=tmp_path / name)
+        paths.append(run.path)
+    found = comparisons(paths, lambda _: metric)
+    assert [comparison.metric for comparison in found] == [
+        "clair[fovea] judged by strict",
+        "clair[fovea] judged by kind",
+    ]
