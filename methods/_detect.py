@@ -31,6 +31,7 @@ from harness.checkpoints import (
 from harness.errors import ModelError, PictureError, SpecError
 from harness.pictures import Picture
 from harness.types import Box, Failure, Usage
+from methods._specs import checkpoint_spec
 
 THRESHOLD = 0.1
 """Of the score, above which a box counts; transformers' own for OWL."""
@@ -74,21 +75,20 @@ class Detector:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @classmethod
-    def from_spec(cls, text: str) -> Detector:
+    def from_spec(cls, text: str, threshold: float = THRESHOLD) -> Detector:
         """The detector that `[FAMILY:]CHECKPOINT[,threshold=...][,revision=...][,device=...]` names.
 
-        FAMILY is transformers' name of the architecture, such as `detr`, and is checked. Reads the config
-        alone. Raises `SpecError` for what is not such a text, `ModelError` as `find` does.
+        FAMILY is transformers' name of the architecture, such as `detr`, and is checked. threshold: where
+        the text names none. Reads the config alone. Raises `SpecError` for what is not such a text,
+        `ModelError` as `find` does.
         """
-        checkpoint, *rest = (part.strip() for part in text.split(","))
-        knobs = dict(part.partition("=")[::2] for part in rest)
-        if unknown := set(knobs) - {"threshold", "revision", "device"}:
-            raise SpecError(f"detector={text}: no knob {min(unknown)!r} (knobs: threshold, revision, device)")
+        family, checkpoint, knobs = checkpoint_spec("detector", text, ("threshold", "revision", "device"))
         try:
-            threshold = float(knobs.get("threshold", THRESHOLD))
+            threshold = float(knobs.get("threshold", threshold))
         except ValueError:
-            raise SpecError(f"detector={text}: threshold is a number from 0 to 1") from None
-        family, _, checkpoint = checkpoint.rpartition(":")
+            threshold = float("nan")
+        if not 0 <= threshold <= 1:
+            raise SpecError(f"detector={text}: threshold is a number from 0 to 1")
         found = cls.find(
             checkpoint, knobs.get("revision"), threshold=threshold, device=knobs.get("device", "auto")
         )
