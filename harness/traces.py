@@ -6,7 +6,6 @@ need not know the methods. Files, it does not know.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -14,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.types import ImportanceMap, Json
+
+GREATEST = 1e9
+CELLS = 10**7
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
@@ -44,10 +46,22 @@ def trace_arrays(trace: Mapping[str, Json], maps: Sequence[ImportanceMap] = ()) 
         if isinstance(steps, list) and all(isinstance(step, list) and _numbers(step) for step in steps):
             arrays["selected"] = np.array([token for step in steps for token in step], np.int32)
             arrays["selected_offsets"] = np.cumsum([0, *map(len, steps)], dtype=np.int64)
-            if _numbers(layer.get("grid"), 2) and _numbers(layer.get("rectangle"), 4):
+            if _grid(layer) and _numbers(layer.get("rectangle"), 4):
                 arrays["selected_cells"] = _cells(layer)
                 arrays["selected_rectangle"] = np.array(layer["rectangle"], np.float32)
     return arrays
+
+
+def _grid(layer: Mapping[str, Any]) -> bool:
+    """Whether it says how its tokens lie, in a grid that some model could have."""
+    grid = layer.get("grid")
+    return (
+        isinstance(grid, list | tuple)
+        and _numbers(grid, 2)
+        and all(side >= 1 for side in grid)
+        and grid[0] * grid[1] <= CELLS
+        and _numbers([layer.get("first", 0), layer.get("stride", 0)])
+    )
 
 
 def _cells(layer: Mapping[str, Any]) -> npt.NDArray[np.int32]:
@@ -59,10 +73,10 @@ def _cells(layer: Mapping[str, Any]) -> npt.NDArray[np.int32]:
 
 
 def _numbers(value: Json, length: int | None = None) -> bool:
-    """Whether it is a list of finite numbers, of this length."""
+    """Whether it is a list of numbers, of this length, none beyond any pixel or token."""
     return (
         isinstance(value, list | tuple)
-        and all(isinstance(one, int | float) and math.isfinite(one) for one in value)
+        and all(isinstance(one, int | float) and -GREATEST <= one <= GREATEST for one in value)
         and length in (None, len(value))
     )
 

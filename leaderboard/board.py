@@ -1,9 +1,10 @@
 """From run directories to comparisons: rows that may stand in one table, ranked where that is honest.
 
 A comparison holds the runs of one task, protocol, metric variant and selection of samples. A row has its
-score with its interval, its cost, and its paired difference to the *identity arm*: the same task, model,
-decoding and samples without a method. Incomplete runs are shown, not ranked; so are oracle runs, which
-looked at the answer's region. A row without its identity arm says so.
+score with its interval, its cost per sample, and both against the *identity arm* (the same task, model,
+decoding and samples without a method): the paired difference, and how many times the cost. Incomplete runs
+are shown, not ranked; so are oracle runs, which looked at the answer's region. A row without its identity
+arm says so.
 """
 
 from __future__ import annotations
@@ -22,12 +23,45 @@ MetricFrom = Callable[[Mapping[str, Any]], Metric]
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What one sample costs, or how many times what it costs elsewhere. None: unknown, or times nothing."""
+
+    calls: float | None
+    tokens_in: float | None
+    tokens_out: float | None
+    tokens: float | None
+    """In and out."""
+    seconds: float | None
+    dollars: float | None
+
+    def over(self, other: Cost) -> Cost:
+        """Each number over the other's.
+
+        >>> Cost(26, 0, 9, 9, 1.5, 0.02).over(Cost(2, 0, 3, 3, 0.5, None))
+        Cost(calls=13.0, tokens_in=None, tokens_out=3.0, tokens=3.0, seconds=3.0, dollars=None)
+        """
+        ours, theirs = vars(self), vars(other)
+        return Cost(**{name: _ratio(ours[name], theirs[name]) for name in ours})
+
+
+def cost(usage: Usage, scored: int) -> Cost:
+    """A run's usage shared out over its scored samples: what failed was paid for too."""
+    tokens = usage.tokens_in + usage.tokens_out
+    sums = (usage.calls, usage.tokens_in, usage.tokens_out, tokens, usage.seconds, usage.dollars)
+    return Cost(*(_ratio(amount, scored) for amount in sums))
+
+
+def _ratio(amount: float | None, of: float | None) -> float | None:
+    return amount / of if amount is not None and of else None
+
+
+@dataclass(frozen=True)
 class Row:
     """One run on a board.
 
     score, difference: of the comparison's number; difference is None without an identity arm.
-    scored, n: samples with a score, and samples asked for. usage: sum over the scored samples.
-    cost_ratio: dollars per sample over the identity arm's; None where either is unknown or nothing.
+    scored, n: samples with a score, and samples asked for. usage: the whole run's, its failures included.
+    cost: per scored sample; times: that over the identity arm's, None without one.
     rank: 1 is best; None where the run is not ranked, and `note` says why. breakdowns: the score per value
     of each of the task's groupings (category, answer type, ...).
     """
@@ -41,14 +75,11 @@ class Row:
     scored: int
     n: int
     usage: Usage
-    cost_ratio: float | None = None
+    cost: Cost
+    times: Cost | None = None
     rank: int | None = None
     note: str = ""
     breakdowns: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
-
-    def per_sample(self, amount: float | None) -> float | None:
-        """`amount` of the run's usage shared out over its samples."""
-        return amount / self.scored if self.scored and amount is not None else None
 
 
 @dataclass(frozen=True)
@@ -115,6 +146,14 @@ class _Loaded:
     def complete(self) -> bool:
         return bool(self.content["status"] == "complete")
 
+    @property
+    def usage(self) -> Usage:
+        return Usage(**self.content["spending"]["usage"])
+
+    @property
+    def cost(self) -> Cost:
+        return cost(self.usage, self.scores["n"])
+
     def counts(self) -> dict[store.Key, tuple[str, Any]]:
         """(cluster, counts) of every scored sample."""
         key = self.entry["key"]
@@ -144,14 +183,15 @@ def _comparison(runs: Sequence[_Loaded], metric_from: MetricFrom) -> Comparison:
 def _row(run: _Loaded, by_id: Mapping[str, _Loaded], metric: Metric | None, number: str) -> Row:
     content = run.content
     score = Estimate(**run.scores["scores"][number])
-    difference, ratio, note = None, None, ""
+    difference, times, note = None, None, ""
     if content["methods"]:
         identity = by_id.get(content["baseline"])
-        ratio = _cost_ratio(run, identity)
         if identity is None:
             note = "no identity arm"
-        elif run.complete and metric is not None and metric.scope == "sample":
-            difference = _difference(run, identity, metric, number)
+        else:
+            times = run.cost.over(identity.cost)
+            if run.complete and metric is not None and metric.scope == "sample":
+                difference = _difference(run, identity, metric, number)
     if content["identity"]["oracle"]:
         note = "oracle"
     if not run.complete:
@@ -165,8 +205,9 @@ def _row(run: _Loaded, by_id: Mapping[str, _Loaded], metric: Metric | None, numb
         difference=difference,
         scored=run.scores["n"],
         n=content["summary"]["n"],
-        usage=Usage(**content["spending"]["usage"]),
-        cost_ratio=ratio,
+        usage=run.usage,
+        cost=run.cost,
+        times=times,
         note=note,
         breakdowns={
             name: {value: Estimate(**part["scores"][number]) for value, part in parts.items()}
@@ -186,17 +227,6 @@ def _difference(run: _Loaded, identity: _Loaded, metric: Metric, number: str) ->
         [ours[key][0] for key in shared],
     )
     return differences[number]
-
-
-def _cost_ratio(run: _Loaded, identity: _Loaded | None) -> float | None:
-    """Dollars per scored sample over those of the run without a method."""
-    costs: list[float] = []
-    for each in (run, identity):
-        dollars = each.content["spending"]["usage"]["dollars"] if each is not None else None
-        if each is None or not dollars or not each.scores["n"]:
-            return None
-        costs.append(dollars / each.scores["n"])
-    return costs[0] / costs[1]
 
 
 def _model_name(described: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ def board(
     from leaderboard.terminal import breakdown, groupings, table
 
     for comparison in comparisons(runs, metric_from):
-        console.print(table(comparison))
+        console.print(table(comparison, console.width))
         present = groupings(comparison)
         for name in by:
             if name in present:

@@ -2,15 +2,12 @@
 
 From the run's records and its traces; pixels come from where the record says they lie, or from the task,
 and only if they are those of the run (equal digests). It knows maps, boxes and selections by the names of
-`harness/traces.py`; which method made them, it does not know. A model's words are data: never mathtext,
-cut where they are long, without control characters.
+`harness/traces.py`, and parts of a picture by those of `_parts.py`; which method made them, it does not
+know.
 """
 
 from __future__ import annotations
 
-import textwrap
-import unicodedata
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,16 +21,31 @@ from harness.pictures import File, Member, Picture
 from harness.store import Record, file_name, read_records, read_run, read_trace
 from harness.traces import Arrays, trace_arrays
 from harness.types import Metric, Task
+from leaderboard import _parts, _patches
+from leaderboard._page import (
+    BOX,
+    DIM,
+    EDGE,
+    PANEL,
+    PARTLY,
+    RIGHT,
+    TARGET,
+    WIDTH,
+    WRONG,
+    Page,
+    bare,
+    frame,
+    quiet,
+    small,
+    title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL import Image
 
-RIGHT, WRONG, PARTLY, BOX, TARGET, DIM = "#1a7f37", "#cf222e", "#9a6700", "#0969da", "#e16f24", "#59636e"
-WIDTH, PANEL, LINE, EDGE = 1600, 640, 24, 40  # pixels: the picture, a panel's side, a line of text, the rim
 FIRST = 8
-LINES, LETTERS = 6, 125  # of one text, at most
 
 
 @dataclass(frozen=True)
@@ -108,8 +120,7 @@ def show(run: Path, record: Record, folder: Path, judge: Judge, picture: Callabl
     path = folder / f"{file_name(record.key)}.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a script that the font lacks
+        with quiet():
             figure.savefig(path, metadata={"Software": None})
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}. Choose a folder with --out") from None
@@ -172,49 +183,70 @@ def draw(
     record: Record, arrays: Arrays, image: Image.Image, verdict: Verdict, stored: Mapping[str, Any]
 ) -> Figure:
     """The picture with its map, crop and region; the crop beside it, or the selections; the words below.
+    Of a caption put together from parts: the picture with the parts, the words beside it, the parts below.
 
     arrays: as `harness.traces.trace_arrays`, of which each may be missing. stored: the run's header.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(
-        {"text.usetex": False, "text.parse_math": False, "font.family": "DejaVu Sans"}
-    ):
-        words = _words(record, verdict, stored, _notes(record, arrays))
-        below = sum(len(lines) for _, lines, _ in words) * LINE + 8 * len(words)
-        top, height = 50, 50 + PANEL + 70 + below + EDGE // 2
-        figure = Figure(figsize=(WIDTH / 100, height / 100), dpi=100)
-
-        def panel(left: int, width: int, high: int = PANEL) -> Axes:
-            across, up = left / WIDTH, 1 - (top + high) / height
-            return figure.add_axes((across, up, width / WIDTH, high / height))
-
-        left = panel(EDGE, 740)
-        _scene(left, record, arrays, image)
+    page, top = Page(), 50
+    words = _words(record, verdict, stored, _notes(record, arrays))
+    parts = _parts.read(record.trace)
+    if parts is not None:
+        y = _in_parts(page, top, record, arrays, image, parts, words)
+    else:
+        page.panel(EDGE, top, 740, PANEL, lambda axes: _scene(axes, record, arrays, image))
         crop = _crop(arrays, image)
         if crop is not None:
-            axes = panel(WIDTH - EDGE - 740, 740)
-            axes.imshow(_small(crop), interpolation="nearest" if max(crop.size) < PANEL else "antialiased")
-            axes.set_anchor("NW")
-            _title(axes, f"the crop, {crop.width} × {crop.height} px", BOX)
-            _bare(axes)
+            page.panel(WIDTH - EDGE - 740, top, 740, PANEL, lambda axes: _closer(axes, crop))
         elif "selected_offsets" in arrays:
-            _steps(panel(WIDTH - EDGE - 690, 690, PANEL - 60), arrays)
+            page.panel(WIDTH - EDGE - 690, top, 690, PANEL - 60, lambda axes: _steps(axes, arrays))
         y = top + PANEL + 70
-        for name, lines, colour in words:
-            figure.text(EDGE / WIDTH, 1 - y / height, name, color=DIM, fontsize=12, va="top")
-            for line in lines:
-                figure.text(170 / WIDTH, 1 - y / height, line, color=colour, fontsize=13, va="top")
-                y += LINE
-            y += 8
-    return figure
+        for name, text, colour in words:
+            page.text(EDGE, y, name, 12, DIM)
+            y = page.paragraph(170, y, WIDTH - EDGE - 170, text, 13, colour) + 8
+    return page.figure(y + EDGE // 2)
 
 
-def _scene(axes: Axes, record: Record, arrays: Arrays, image: Image.Image) -> None:
-    """The whole picture; over it what there is of the map or the selections, the crop and the region."""
+def _in_parts(
+    page: Page,
+    top: float,
+    record: Record,
+    arrays: Arrays,
+    image: Image.Image,
+    parts: _parts.Parts,
+    words: Sequence[tuple[str, str, str]],
+) -> float:
+    """The picture and what is said of all of it; below, a card per part. Where the page ends."""
+
+    def scene(axes: Axes) -> None:
+        _scene(axes, record, arrays, image, parts)
+
+    def told(x: float, y: float, items: Sequence[tuple[str, str, str]], size: float, lines: int) -> float:
+        for name, text, colour in items:
+            if name:
+                page.text(x, y, name, 10, DIM)
+            y = page.paragraph(x, y + 19 if name else y - 8, 740, text, size, colour, lines) + 10
+        return y
+
+    page.panel(EDGE, top, 740, PANEL, scene)
+    high = min(PANEL, 740 * image.height / image.width) + (40 if "map_0" in arrays else 0)
+    captions = [(name, text, "#424a53") for name, text in reversed(parts.captions)]
+    right = told(WIDTH - EDGE - 740, top - 24, [*words[:-1], *captions], 12.5, 14)
+    aside = [(name, text, "black") for name, text in parts.words]
+    warned = [("", text, PARTLY) for text in parts.warnings[: _patches.WARNINGS]]
+    if more := len(parts.warnings) - len(warned):
+        warned.append(("", f"… and {more:,} more", PARTLY))
+    warned[:1] = [("warnings", text, colour) for _, text, colour in warned[:1]]
+    left = told(EDGE, top + high + 20, [*aside, *warned, *words[-1:]], 11.5, 3)
+    return _patches.cards(page, max(left, right) + 20, parts, image)
+
+
+def _scene(
+    axes: Axes, record: Record, arrays: Arrays, image: Image.Image, parts: _parts.Parts | None = None
+) -> None:
+    """The whole picture; over it what there is of the map or the selections, the parts, the crop and the
+    region."""
     width, height = image.size
-    axes.imshow(_small(image), extent=(0, width, height, 0))
+    axes.imshow(small(image), extent=(0, width, height, 0))
     told = []
     if "map_0" in arrays:
         maps = sum(name.startswith("map_") for name in arrays)
@@ -228,23 +260,18 @@ def _scene(axes: Axes, record: Record, arrays: Arrays, image: Image.Image) -> No
         _heat(axes, often[cells].astype(np.float32), rectangle, "nearest")
         _outline(axes, rectangle, (width, height))
     axes.set(xlim=(0, width), ylim=(height, 0))
+    if parts is not None:
+        told.append(_patches.outline(axes, parts, image.size))
     if "box" in arrays:
         told.append("blue: the crop")
-        _rectangle(axes, arrays["box"], BOX, 2.5)
+        frame(axes, arrays["box"], BOX, 2.5)
     region: Any = record.meta.get("region")
     if isinstance(region, Sequence) and len(region) == 4:
         told.append("orange: the detail")
-        _rectangle(axes, [region[0] - 4, region[1] - 4, region[2] + 4, region[3] + 4], TARGET, 1.5)
+        frame(axes, [region[0] - 4, region[1] - 4, region[2] + 4, region[3] + 4], TARGET, 1.5)
     axes.set_anchor("NW")
-    _title(axes, "   ·   ".join([f"{width} × {height} px", *told]))
-    _bare(axes)
-
-
-def _small(image: Image.Image) -> Image.Image:
-    """No larger than is worth drawing."""
-    image = image.copy()
-    image.thumbnail((2 * PANEL, 2 * PANEL))
-    return image
+    title(axes, "   ·   ".join([f"{width} × {height} px", *told]))
+    bare(axes)
 
 
 def _source(record: Record) -> str:
@@ -301,6 +328,13 @@ def _crop(arrays: Arrays, image: Image.Image) -> Image.Image | None:
     return image.crop((x1, y1, x2, y2))
 
 
+def _closer(axes: Axes, crop: Image.Image) -> None:
+    axes.imshow(small(crop), interpolation="nearest" if max(crop.size) < PANEL else "antialiased")
+    axes.set_anchor("NW")
+    title(axes, f"the crop, {crop.width} × {crop.height} px", BOX)
+    bare(axes)
+
+
 def _steps(axes: Axes, arrays: Arrays) -> None:
     """How many image tokens each decoded token selected."""
     from matplotlib.ticker import MaxNLocator
@@ -313,24 +347,7 @@ def _steps(axes: Axes, arrays: Arrays) -> None:
     axes.set_xlabel("decoded token", fontsize=11, color=DIM)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#d1d9e0", linewidth=0.8)
-    _title(axes, "image tokens selected per decoded token")
-
-
-def _rectangle(axes: Axes, box: Any, colour: str, width: float) -> None:
-    from matplotlib.patches import Rectangle
-
-    x1, y1, x2, y2 = (float(edge) for edge in box)
-    for edge, line in (("white", width + 2), (colour, width)):  # readable on any ground
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=line))
-
-
-def _title(axes: Axes, text: str, colour: str = DIM) -> None:
-    axes.set_title(text, fontsize=11, color=colour, loc="left")
-
-
-def _bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
+    title(axes, "image tokens selected per decoded token")
 
 
 # ---------------------------------------------------------------- the words
@@ -356,8 +373,8 @@ def _notes(record: Record, arrays: Arrays) -> list[str]:
 
 def _words(
     record: Record, verdict: Verdict, stored: Mapping[str, Any], notes: Sequence[str]
-) -> list[tuple[str, list[str], str]]:
-    """(name, lines, colour) of everything below the panels."""
+) -> list[tuple[str, str, str]]:
+    """(name, text, colour) of what was asked and came of it; where it is from, last."""
     mark, colour = "", "black"
     if verdict.value is not None:
         mark, colour = ("✓ ", RIGHT) if verdict.right else ("✗ ", WRONG) if verdict.wrong else ("", PARTLY)
@@ -377,19 +394,4 @@ def _words(
         ("note", "; ".join(notes), PARTLY),
         ("from", "   ·   ".join(source), DIM),
     ]
-    return [(name, wrapped(text), colour) for name, text, colour in found if text]
-
-
-def wrapped(text: str) -> list[str]:
-    """A text as lines that fit, without control characters, the last saying how much was left out.
-
-    >>> wrapped("a\\x07b\\n$x^2$")
-    ['a b $x^2$']
-    """
-    plain = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in plain)  # takes two letters' room
-    lines = textwrap.wrap(plain, LETTERS * max(1, len(plain)) // max(1, len(plain) + wide))
-    if len(lines) > LINES:
-        left = sum(map(len, lines[LINES:]))
-        lines = [*lines[:LINES], f"… and {left:,} more characters"]
-    return lines or [""]
+    return [(name, text, colour) for name, text, colour in found if text]

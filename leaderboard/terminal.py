@@ -2,44 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from harness.stats import Estimate
-from leaderboard.board import Comparison, Row
+from leaderboard.board import Comparison, Cost, Row
+
+FOLDED = 18  # characters that a name keeps at least; the rest goes on the next line
+GAP = 2  # between columns
 
 
-def table(comparison: Comparison) -> Table:
-    """One line per run, best first; unranked runs are dim and say why. Dollars where any run has a price."""
+@dataclass(frozen=True)
+class _Column:
+    """A heading and a cell per row. needed: how soon it is left out where there is no room; None is never."""
+
+    heading: str
+    cells: Sequence[str]
+    needed: int | None = None
+    folds: bool = False
+
+    @property
+    def width(self) -> int:
+        lines = [line for cell in (self.heading, *self.cells) for line in cell.splitlines()]
+        widest = max(map(cell_len, lines), default=0)
+        return min(widest, FOLDED) if self.folds else widest
+
+
+def table(comparison: Comparison, width: int = 160) -> Table:
+    """One entry per run, best first; unranked runs are dim and say why. Dollars where any run has a price.
+
+    An entry's second line is against the same model without a method: the paired difference, and how many
+    times the cost. width: characters there are; the columns that say least are left out for it.
+    """
     paid = any(row.usage.dollars != 0 for row in comparison.rows)
+    columns = _fitting(_columns(comparison, paid), width)
     arrow = "higher" if comparison.higher_is_better else "lower"
     out = Table(
         title=escape(f"{comparison.task} ({comparison.protocol})"),
         caption=escape(
             f"{comparison.metric} {comparison.number}, {arrow} is better; 95 % intervals (bootstrap over "
-            "images); difference paired with the same model without a method; cost per sample"
-            + ("; × plain: over the same model without a method" if paid else "")
+            "images); cost per sample. Second lines: against the same model without a method, the paired "
+            "difference and × its cost"
         ),
         title_justify="left",
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
-    for heading in (
-        "#",
-        "model",
-        "method",
-        comparison.number,
-        "difference",
-        "scored",
-        "calls",
-        "tokens",
-        "s",
-        *(_MONEY if paid else ()),
-    ):
-        right = heading not in ("model", "method")
-        out.add_column(heading, justify="right" if right else "left", no_wrap=right)
-    for row in comparison.rows:
-        money = _money(row) if paid else []
-        out.add_row(*_cells(row), *money, style="dim" if row.rank is None else None)
+    for column in columns:
+        out.add_column(
+            escape(column.heading),
+            justify="left" if column.folds else "right",
+            no_wrap=not column.folds,
+            overflow="fold",
+        )
+    for place, row in enumerate(comparison.rows):
+        out.add_row(
+            *(_entry(column.cells[place]) for column in columns), style="dim" if row.rank is None else None
+        )
     return out
 
 
@@ -55,7 +82,7 @@ def breakdown(comparison: Comparison, by: str) -> Table:
         for row in rows:
             part = row.breakdowns[by].get(value)
             if part is not None:
-                out.add_row(shown, escape(row.model), escape(row.method), _estimate(part))
+                out.add_row(shown, escape(row.model), escape(row.method), escape(_estimate(part)))
                 shown = ""
         out.add_section()
     return out
@@ -66,32 +93,102 @@ def groupings(comparison: Comparison) -> list[str]:
     return sorted({name for row in comparison.rows for name in row.breakdowns})
 
 
-def _cells(row: Row) -> list[str]:
-    usage = row.usage
-    tokens = row.per_sample(usage.tokens_in + usage.tokens_out)
-    note = f" ({row.note})" if row.note else ""
-    return [
-        str(row.rank) if row.rank else "–",
-        escape(row.model),
-        escape(row.method + note),
-        _estimate(row.score),
-        _estimate(row.difference, sign="+") if row.difference else "",
-        f"{row.scored} of {row.n}",
-        _number(row.per_sample(usage.calls), ".1f"),
-        _number(tokens, ",.0f"),
-        _number(row.per_sample(usage.seconds), ".3f"),
+# ---------------------------------------------------------------- the columns
+
+
+def _columns(comparison: Comparison, paid: bool) -> list[_Column]:
+    rows = comparison.rows
+    found = [
+        _Column("#", [str(row.rank) if row.rank else "–" for row in rows]),
+        _Column("model", [row.model for row in rows], folds=True),
+        _Column("method", [_lines(row.method, row.note and f"({row.note})") for row in rows], folds=True),
+        _Column(f"{comparison.number}\ndifference", [_score(row) for row in rows]),
+        _Column("scored", [f"{row.scored} of {row.n}" for row in rows]),
+        _Column("calls", [_lines(_amount(row.cost.calls), _times(row, "calls")) for row in rows], needed=3),
+        _Column(
+            "tokens\nin + out", [_lines(_tokens(row.cost), _times(row, "tokens")) for row in rows], needed=2
+        ),
+        _Column(
+            "seconds", [_lines(_amount(row.cost.seconds), _times(row, "seconds")) for row in rows], needed=1
+        ),
     ]
+    if paid:
+        found += [
+            _Column(
+                "$", [_lines(_dollars(row.cost.dollars), _times(row, "dollars")) for row in rows], needed=4
+            ),
+            _Column("$ in all", [_dollars(row.usage.dollars) for row in rows], needed=0),
+        ]
+    return found
 
 
-_MONEY = ("$", "× plain", "$ in all")
+def _fitting(columns: list[_Column], width: int) -> list[_Column]:
+    """Without those that are needed least, until the rest fits."""
+    while sum(column.width + GAP for column in columns) > width:
+        spare = [column for column in columns if column.needed is not None]
+        if not spare:
+            break
+        columns.remove(min(spare, key=lambda column: column.needed or 0))
+    return columns
 
 
-def _money(row: Row) -> list[str]:
-    """Dollars per sample, that over the identity arm's, dollars of the run. Unknown is not nothing."""
-    total = row.usage.dollars
-    if total is None:
-        return ["unknown", "", "unknown"]
-    return [_number(row.per_sample(total), ".5f"), _number(row.cost_ratio, ".2f"), f"{total:.4f}"]
+# ---------------------------------------------------------------- the cells
+
+
+def _entry(cell: str) -> Text:
+    """Its second line is dim."""
+    first, *second = cell.split("\n")
+    return Text.assemble(first, *(("\n" + line, "dim") for line in second))
+
+
+def _lines(first: str, second: str) -> str:
+    return f"{first}\n{second}" if second else first
+
+
+def _score(row: Row) -> str:
+    return _lines(_estimate(row.score), _estimate(row.difference, sign="+") if row.difference else "")
+
+
+def _times(row: Row, name: str) -> str:
+    """How many times the identity arm's cost, where that is known.
+
+    `× 13`, `× 1.9`, `× 0.85`
+    """
+    value: float | None = getattr(row.times, name, None)
+    return "" if value is None else f"× {value:,.{0 if value >= 9.95 else 1 if value >= 0.995 else 2}f}"
+
+
+def _tokens(cost: Cost) -> str:
+    if cost.tokens_in is None or cost.tokens_out is None:
+        return ""
+    return f"{_amount(cost.tokens_in)} + {_amount(cost.tokens_out)}"
+
+
+def _amount(value: float | None) -> str:
+    """In as few digits as say enough.
+
+    >>> [_amount(value) for value in (0, 1, 13.44, 0.02512, 158.4, 4210, 31_000, 1_250_000, None)]
+    ['0', '1', '13.4', '0.025', '158', '4.2k', '31k', '1.2M', '']
+    """
+    if value is None:
+        return ""
+    for size, name in ((1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * size:
+            return f"{value / size:.{1 if value < 9.95 * size else 0}f}{name}"
+    if value == int(value):
+        return f"{value:.0f}"
+    return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.95 else 2 if value >= 0.995 else 3}f}"
+
+
+def _dollars(value: float | None) -> str:
+    """Unknown is not nothing.
+
+    >>> [_dollars(value) for value in (12.5, 0.2, 0.01234, 0.000042, 0.0, None)]
+    ['12.50', '0.2000', '0.0123', '0.000042', '0', 'unknown']
+    """
+    if value is None:
+        return "unknown"
+    return "0" if value == 0 else f"{value:.{2 if value >= 1 else 4 if value >= 0.001 else 6}f}"
 
 
 def _estimate(estimate: Estimate, sign: str = "") -> str:
@@ -100,8 +197,4 @@ def _estimate(estimate: Estimate, sign: str = "") -> str:
     text = format(estimate.value, f"{sign}.3f")
     if estimate.low is not None:
         text += f" [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
-    return escape(text)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+    return text

@@ -328,27 +328,28 @@ def test_the_progress_line_shows_what_was_spent(
     assert cli._spent(Progress(1, 2, 0, 0, Usage(dollars=spent), budget)) == shown
 
 
-def _board(paths: Sequence[Path]) -> tuple[list[str], dict[str, list[str]]]:
-    """The headings of the first comparison's table, and the money of each row by its method."""
+def board(paths: Sequence[Path], width: int = 160) -> tuple[list[str], dict[str, list[str]]]:
+    """The headings of the first comparison's table, and the cells of each row by its method."""
     (comparison,) = comparisons(paths, lambda _: exact.metric())
-    out = table(comparison)
+    out = table(comparison, width)
     cells = [list(column.cells) for column in out.columns]
-    rows = {str(row[2]).split(" ")[0]: [str(cell) for cell in row[9:]] for row in zip(*cells, strict=True)}
+    rows = {str(row[2]).split("\n")[0]: [str(cell) for cell in row] for row in zip(*cells, strict=True)}
     return [str(column.header) for column in out.columns], rows
 
 
 def test_a_board_shows_dollars_per_sample_per_run_and_against_no_method(tmp_path: Path) -> None:
     runs = [engine.run(make_task(20), Shop(), methods, out=tmp_path).path for methods in ([], [Twice])]
-    headings, rows = _board(runs)
-    assert headings[9:] == ["$", "× plain", "$ in all"]
-    assert rows == {"none": ["0.01000", "", "0.2000"], "twice": ["0.02000", "2.00", "0.4000"]}
+    headings, rows = board(runs)
+    assert headings[8:] == ["$", "$ in all"]
+    assert rows["none"][8:] == ["0.0100", "0.2000"]
+    assert rows["twice"][8:] == ["0.0200\n× 2.0", "0.4000"]
 
 
 def test_a_board_says_unknown_and_is_silent_where_nothing_costs(tmp_path: Path) -> None:
     unknown = engine.run(make_task(20), Shop(price=None), out=tmp_path / "unknown").path
-    assert _board([unknown])[1] == {"none": ["unknown", "", "unknown"]}
+    assert board([unknown])[1]["none"][8:] == ["unknown", "unknown"]
     free = engine.run(make_task(20), Shop(price=0.0, most=0.0), out=tmp_path / "free").path
-    assert _board([free])[0][-1] == "s"
+    assert board([free])[0][-1] == "seconds"
 
 
 # ---------------------------------------------------------------- prices

@@ -24,7 +24,8 @@ from harness.store import Record, file_name, read_records, read_run, read_trace,
 from harness.traces import trace_arrays
 from harness.types import ImportanceMap, Json, Model, Pace, Request, Response, Sample, Task
 from leaderboard import cli
-from leaderboard.samples import Judge, Verdict, draw, wrapped
+from leaderboard._page import wrapped
+from leaderboard.samples import Judge, Verdict, draw
 from methods.sparc import Sparc
 from methods.vicrop import Vicrop
 from metrics import exact
@@ -391,3 +392,19 @@ def test_the_commands_keep_traces_and_draw_them_from_the_same_task(tmp_path: Pat
     assert Path(shown.stdout.strip()).is_file()
     moved = fovea("show", run, "--task", "small_detail:size=3", "--out", "d", cwd=tmp_path)
     assert moved.returncode == 1 and moved.stderr.count("no such sample") == 3
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        {"box": [10**400, 0, 1, 1]},
+        {"box": [float("nan"), 0, 1, 1]},
+        {"selected": [[10**12]]},
+        {"selected": [[1]], "grid": [10**6, 10**6], "rectangle": [0, 0, 1, 1]},
+        {"selected": [[1]], "grid": [0, 3], "rectangle": [0, 0, 1, 1]},
+        {"selected": [[1]], "grid": [2, 3], "rectangle": [0, 0, 1, 1], "stride": "x"},
+    ],
+)
+def test_numbers_that_no_picture_has_are_left_out(trace: Any) -> None:
+    arrays = trace_arrays(trace)
+    assert not {"box", "selected_cells"} & arrays.keys()
