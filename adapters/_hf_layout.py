@@ -224,7 +224,10 @@ class Layout:
         features: dict[str, Features],
         layer: int | None,
     ) -> dict[tuple[object, ...], _Beginning]:
-        """By key, the beginnings of rows: kept ones, or run now in one forward (up to `layer`)."""
+        """By key, the beginnings of rows: kept ones, or run now in one forward (up to `layer`).
+
+        Nothing but keys and values is wanted, so what comes after the last layer's is never computed.
+        """
         begun = {key: kept for key in keys if (kept := self._beginnings.take(key)) is not None}
         new = [(key, row) for key, row in zip(keys, rows, strict=True) if key not in begun]
         if not new:
@@ -240,12 +243,16 @@ class Layout:
             along=self.along(ids),
             extra=self.handed([features[row.pictures[0].digest] for _, row in new]),
         )
-        stop = taps.RowTap(() if layer is None else (layer,), stop=True)
-        with taps.active(stop), taps.stoppable():
-            self.decoder.model(**inputs.rest(), use_cache=True)
+        self._fill(inputs, layer)
         for place, ((key, _), text) in enumerate(zip(new, texts, strict=True)):
             begun[key] = _Beginning.of(cache, place, text)
         return begun
+
+    def _fill(self, inputs: Inputs, layer: int | None = None) -> None:
+        """A forward for its keys and values alone, up to those of `layer` (None: the last one)."""
+        last = self.weights.config.get_text_config().num_hidden_layers - 1
+        with taps.active(taps.StopTap(last if layer is None else layer)), taps.stoppable():
+            self.decoder.model(**inputs.rest(), use_cache=True)
 
     def _positions_of(
         self, rows: Sequence[Row], texts: Sequence[tuple[int, ...]], ids: Tensor, mask: Tensor
@@ -348,7 +355,7 @@ class Layout:
         inputs = self.prepare(rows)
         if self.causal and inputs.ids.shape[1] - inputs.cached > 1:
             inputs = replace(inputs, cache=inputs.cache or DynamicCache())
-            self.decoder.model(**inputs.before_last().rest(), use_cache=True)
+            self._fill(inputs.before_last())
             inputs = replace(inputs, cached=inputs.ids.shape[1] - 1, extra={})
         tap = taps.GradientTap(layers)
         with torch.enable_grad(), taps.active(tap):

@@ -116,6 +116,17 @@ def stoppable() -> Iterator[None]:
         yield
 
 
+class StopTap(Tap):
+    """Ends the forward at `layer` (0-based), whose keys and values are in the cache by then."""
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+
+    def before(self, call: AttentionCall) -> None:
+        if call.layer == self.layer:
+            raise StopForward
+
+
 class RowTap(Tap):
     """Reads one row of attention: how the last token's heads, averaged, look at all tokens before it.
 
