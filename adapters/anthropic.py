@@ -1,8 +1,8 @@
 """Claude, or any server that speaks Anthropic's Messages API, through the official client.
 
 Knows how a request becomes a message, what comes back, and which of Claude's generations take which
-parameters. How many are in flight, retried and paid for is `_wire.py`'s; how a picture becomes bytes
-`_images.py`'s. Must not know tasks or methods.
+parameters. The way there and back is `_service.py`'s; how a picture becomes bytes `_images.py`'s. Must not
+know tasks or methods.
 
     anthropic:claude-sonnet-4-6      anthropic:claude-opus-5,effort=low      anthropic:m,base_url=http://gpu:8000
 
@@ -20,24 +20,19 @@ Source: platform.claude.com, "Messages" (reference), "Versions", "Thinking", "Ef
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from adapters import _prices
-from adapters._batches import AnthropicBatches, Batches, Written
+from adapters._batches import AnthropicBatches
 from adapters._images import ANTHROPIC_LIMITS, Encoded, Images
-from adapters._wire import Again, Wire, explain, redacted
-from harness.errors import CapabilityError, ModelError
-from harness.types import Capability, Journal, Json, Model, Pace, Request, Response, Usage, digest
-
-if TYPE_CHECKING:
-    from anthropic import AsyncAnthropic
+from adapters._service import THINKING, ServiceModel, cut
+from adapters._wire import Wire
+from harness.errors import ModelError
+from harness.types import Journal, Json, Model, Request, Response, Usage
 
 OFFICIAL = "https://api.anthropic.com"
 SAMPLING = "2023-06-01"
@@ -45,12 +40,6 @@ SAMPLING = "2023-06-01"
 even for models that know them (platform.claude.com, "Versions")."""
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
-
-THINKING = 8192
-"""New tokens that a model may spend on thinking, on top of a request's own `max_tokens`."""
-CONNECT = 30.0  # seconds to open a connection
-GROUP = 8  # requests per group: small, so that records land often
-BATCH = 100_000  # requests per group with batch=true: everything at once
 
 
 def model(
@@ -83,18 +72,12 @@ def model(
     hand everything in as Message Batches: half the price, answered within a day; repeating an interrupted
     command collects it.
     """
-    if timeout <= 0:
-        raise ValueError(f"timeout is {timeout}; it must be more than 0 seconds")
     if thinking not in ("auto", "off", "between_tools", "adaptive") and not thinking.isdecimal():
         raise ValueError(f"thinking is {thinking}; it must be auto, off, between_tools, adaptive or a number")
     if thinking.isdecimal() and int(thinking) < 1024:
         raise ValueError(f"thinking is {thinking}; the API takes 1024 tokens or more, or off")
-    if reasoning_tokens is not None and reasoning_tokens < 0:
-        raise ValueError(f"reasoning_tokens is {reasoning_tokens}; it must be 0 or more")
     if max_image_side is not None and max_image_side < 1:
         raise ValueError(f"max_image_side is {max_image_side}; it must be 1 or more")
-    if not re.match(r"https?://", base_url) or "@" in urlsplit(base_url).netloc:
-        raise ValueError("base_url is not http(s)://HOST/... without a user or password in it")
     side = min(max_image_side or math.inf, ANTHROPIC_LIMITS.side or math.inf)
     granted = _granted(model, thinking) if reasoning_tokens is None else reasoning_tokens
     return Anthropic(
@@ -159,11 +142,6 @@ class Parameters:
         """Whether temperature and top_p are sent; beside thinking that is asked for they must not be."""
         return samples(self.model) and self.thinking in ("auto", "off")
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """What a client sends with every request."""
-        return {"anthropic-version": SAMPLING} if self.samples else {}
-
 
 # ---------------------------------------------------------------- a request, and an answer, as JSON
 
@@ -172,7 +150,7 @@ def body(request: Request, pictures: Sequence[Encoded], parameters: Parameters) 
     """The JSON to send: pictures in prompt order, then the text.
 
     The API refuses texts and stop texts without a visible character. Such a text says nothing and is left
-    out; such a stop text is applied by `completed`. Raises `ModelError` for sampling that cannot be had.
+    out; such a stop text is applied to the answer. Raises `ModelError` for sampling that cannot be had.
     """
     decoding = request.decoding
     content: list[dict[str, Any]] = [_picture(picture) for picture in pictures]
@@ -265,168 +243,34 @@ def parsed(reply: Any) -> Response:
 
 
 @dataclass(frozen=True, eq=False)
-class Anthropic:
+class Anthropic(ServiceModel):
     """One model of one server. `model()` makes it."""
 
-    base_url: str
-    key_env: str
-    timeout: float
+    adapter = "anthropic"
+    official = OFFICIAL
+    path = "/v1/messages"
+    group = 8  # small, so that records land often
+    spare = 6  # as openai.py: every slot is kept busy while groups wait for their slowest
+    batches = AnthropicBatches
+    _parsed = staticmethod(parsed)
+
     parameters: Parameters
-    price: _prices.Price | None
-    batch: bool
-    journal: Journal | None
-    wire: Wire
-    images: Images
-    clients: list[AsyncAnthropic] = field(default_factory=list)  # the one, made in the loop when first needed
 
     @property
-    def offers(self) -> frozenset[Capability]:
-        return frozenset()
-
-    @property
-    def pace(self) -> Pace:
-        if self.batch:
-            return Pace(group=BATCH)
-        # As openai.py: six slots' worth of requests keep every slot busy while groups wait for their slowest.
-        return Pace(group=GROUP, in_flight=6 * math.ceil(self.wire.limits.most / GROUP))
-
-    def describe(self) -> dict[str, Any]:
-        """The host without its port: where a server of one's own listens says nothing about its answers."""
-        return {
-            "adapter": "anthropic",
-            "host": urlsplit(self.base_url).hostname,
-            **dataclasses.asdict(self.parameters),
-            "sampling": "as asked" if self.parameters.samples else "the model's own",
-            "images": dataclasses.asdict(self.images.limits),
-        }
-
-    def estimate(self, request: Request) -> Usage:
-        """The most that a request can use."""
-        most = request.decoding.max_tokens + self.parameters.reasoning_tokens
-        return _prices.at_most(
-            self.provider, self.parameters.model, request, most, at_batch=self.batch, price=self.price
-        )
-
-    @property
-    def provider(self) -> str:
-        return _prices.provider_of(self.base_url)
-
-    @property
-    def prices(self) -> str:
-        """Where its prices come from."""
-        return _prices.version() if self.price is None else "stated: ${:g} in, ${:g} out".format(*self.price)
-
-    def generate(self, requests: Sequence[Request]) -> list[Response]:
-        if any(request.options or request.probes for request in requests):
-            raise CapabilityError(
-                f"anthropic:{self.parameters.model} generates text only: it scores no options and reads no "
-                "probes. Use an hf: model"
-            )
-        import anthropic  # noqa: F401 (a second or two, which the loop must not wait for)
-
-        self._key()
-        if self.batch:
-            return self._batched(requests)
-        return self.wire.answer(requests, self._send, self.estimate)
-
-    async def _send(self, request: Request) -> Response:
-        import anthropic
-        import httpx2
-
-        if request.decoding.max_tokens == 0:
-            return Response(finish_reason="length")
-        among = len(request.images)
-        pictures = [await self.images.get(picture, among) for picture in request.images]
-        content = json.dumps(body(request, pictures, self.parameters), ensure_ascii=False)
-        try:
-            raw = await self._client().post(
-                "/v1/messages",
-                content=content.encode("utf-8", "replace"),
-                cast_to=httpx2.Response,
-                options={"headers": {"Content-Type": "application/json"}},
-            )
-        except anthropic.APIStatusError as error:
-            self.wire.heard(error.response.headers)
-            return explain(error, self.key_env)
-        except anthropic.APIError as error:
-            return explain(error, self.key_env)
-        self.wire.heard(raw.headers)
-        try:
-            response = parsed(json.loads(raw.content))
-        except ValueError as error:  # JSON's errors too: a body that was cut
-            raise Again(redacted(str(error), self.key_env), kind="malformed_answer") from None
-        return self.completed(request, response, [picture.note for picture in pictures])
-
-    def completed(self, request: Request, response: Response, notes: Sequence[str | None]) -> Response:
-        """An answer with its price, cut at blank stop texts, and what was done to its pictures."""
-        blank = [place for stop in request.decoding.stop if (place := response.text.find(stop)) >= 0]
-        return dataclasses.replace(
-            response,
-            text=response.text[: min(blank, default=None)],
-            finish_reason="stop" if blank else response.finish_reason,
-            usage=dataclasses.replace(
-                response.usage, images=len(request.images), dollars=self._dollars(response)
-            ),
-            trace={**response.trace, **({"images": list(notes)} if any(notes) else {})},
-        )
-
-    def _dollars(self, response: Response) -> float | None:
-        usage, cached = response.usage, response.trace.get("cached_tokens", 0)
-        if not usage.tokens_in:  # a server that does not count
-            return None
-        return _prices.dollars(
-            self.provider,
-            self.parameters.model,
-            usage.tokens_in,
-            usage.tokens_out,
-            cached if isinstance(cached, int) else 0,
-            self.batch,
-            self.price,
-        )
-
-    def _batched(self, requests: Sequence[Request]) -> list[Response]:
+    def package(self) -> Any:
         import anthropic
 
-        with anthropic.Anthropic(
-            api_key=self._key(),
-            base_url=self.base_url,
-            max_retries=0,  # a batch asked for twice is bought twice; `_batches.py` knows when to try again
-            timeout=anthropic.Timeout(self.timeout, connect=min(CONNECT, self.timeout)),
-            default_headers=self.parameters.headers,
-        ) as client:
-            service = AnthropicBatches(client, self.key_env)
-            batches = Batches(service, digest(self.describe()), self.journal, self.wire.retries)
-            return batches.answer(requests, self._written, self._read, self.estimate)
+        return anthropic
 
-    def _written(self, request: Request) -> Written | Response:
-        if request.decoding.max_tokens == 0:
-            return Response(finish_reason="length")
-        limits = self.images.limits.among(len(request.images))
-        pictures = [self.images.encoded(picture, limits) for picture in request.images]
-        return body(request, pictures, self.parameters), [picture.note for picture in pictures]
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"anthropic-version": SAMPLING} if self.parameters.samples else {}
 
-    def _read(self, request: Request, reply: dict[str, Any], notes: Sequence[str | None]) -> Response:
-        return self.completed(request, parsed(reply), notes)
+    def _body(self, request: Request, pictures: Sequence[Encoded]) -> dict[str, Any]:
+        return body(request, pictures, self.parameters)
 
-    def _key(self) -> str:
-        """From the environment. ModelError where Anthropic's own API would be asked without one."""
-        key = os.environ.get(self.key_env, "")
-        if not key and self.base_url == OFFICIAL:
-            raise ModelError(f"{self.key_env} is not set. Export your key as {self.key_env}")
-        return key or "none"
-
-    def _client(self) -> AsyncAnthropic:
-        if not self.clients:
-            import anthropic
-
-            client = anthropic.AsyncAnthropic(
-                api_key=self._key(),
-                base_url=self.base_url,
-                max_retries=0,  # the wire retries
-                timeout=anthropic.Timeout(self.timeout, connect=min(CONNECT, self.timeout)),
-                default_headers=self.parameters.headers,
-                http_client=anthropic.DefaultAioHttpClient(),
-            )
-            self.wire.at_close(client.close)
-            self.clients.append(client)
-        return self.clients[0]
+    def _stopped(self, request: Request, response: Response) -> Response:
+        stop = request.decoding.stop
+        if not any(each in response.text for each in stop):
+            return response
+        return dataclasses.replace(response, text=cut(response.text, stop), finish_reason="stop")

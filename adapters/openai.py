@@ -1,8 +1,8 @@
 """Models behind Chat Completions: OpenAI's, and every server that speaks it (vLLM, SGLang, Gemini...).
 
-Knows one provider's words: what a request looks like as JSON, what an answer means, which models reason. How
-many are in flight, retried and paid for is `_wire.py`'s; how a picture becomes bytes `_images.py`'s. Must not
-know tasks or methods.
+Knows one provider's words: what a request looks like as JSON, what an answer means, which models reason. The
+way there and back is `_service.py`'s; how a picture becomes bytes `_images.py`'s. Must not know tasks or
+methods.
 
     openai:gpt-4o      openai:gpt-5-mini,effort=low      openai:Qwen/Qwen3-VL-8B,base_url=http://gpu:8000/v1
 
@@ -12,36 +12,24 @@ Source: platform.openai.com, "Chat Completions" (reference), "Images and vision"
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import math
-import os
 import re
-import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from adapters import _prices
-from adapters._batches import Batches, OpenAIBatches, Written
+from adapters._batches import OpenAIBatches
 from adapters._images import GENERIC_LIMITS, OPENAI_LIMITS, Encoded, Images
-from adapters._wire import Again, Wire, explain, redacted
-from harness.errors import CapabilityError, ModelError
-from harness.types import Capability, Decoding, Journal, Json, Model, Pace, Request, Response, Usage, digest
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+from adapters._service import THINKING, ServiceModel, cut, written
+from adapters._wire import Wire
+from harness.types import Capability, Decoding, Journal, Json, Model, Request, Response, Usage
 
 OFFICIAL = "https://api.openai.com/v1"
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Detail = Literal["auto", "low", "high", "original"]
 Likelihood = Literal["none", "vllm"]
-
-THINKING = 8192
-"""New tokens that a reasoning model may spend unseen, on top of a request's own `max_tokens`."""
-CONNECT = 30.0  # seconds to open a connection
-GROUP = 64  # requests per group: few threads wait for groups, and records still land often
-BATCH = 50_000  # requests per group with batch=true: everything at once
 
 
 def model(
@@ -76,18 +64,12 @@ def model(
     everything in through the Batch API: half the price, answered within a day; repeating an interrupted
     command collects it.
     """
-    if timeout <= 0:
-        raise ValueError(f"timeout is {timeout}; it must be more than 0 seconds")
     if not 0 <= top_logprobs <= 20:
         raise ValueError(f"top_logprobs is {top_logprobs}; the API gives 0 to 20")
     if top_logprobs and reasons(model, effort):
         raise ValueError(f"{model} reasons, and gives no log probabilities; some models do with effort=none")
     if likelihood == "vllm" and (base_url == OFFICIAL or batch):
         raise ValueError("likelihood=vllm is for a vLLM server's base_url, and not for batch=true")
-    if reasoning_tokens is not None and reasoning_tokens < 0:
-        raise ValueError(f"reasoning_tokens is {reasoning_tokens}; it must be 0 or more")
-    if not re.match(r"https?://", base_url) or "@" in urlsplit(base_url).netloc:
-        raise ValueError("base_url is not http(s)://HOST/... without a user or password in it")
     return OpenAI(
         base_url=base_url,
         key_env=key_env,
@@ -138,8 +120,9 @@ class Parameters:
     likelihood: Likelihood = "none"
 
     @property
-    def reasons(self) -> bool:
-        return reasons(self.model, self.effort)
+    def samples(self) -> bool:
+        """Whether temperature, top_p, seed and stop texts are sent."""
+        return not reasons(self.model, self.effort)
 
 
 # ---------------------------------------------------------------- a request, and an answer, as JSON
@@ -162,7 +145,7 @@ def body(request: Request, pictures: Sequence[Encoded], parameters: Parameters) 
     sent: dict[str, Any] = {"model": parameters.model, "messages": messages}
     most = decoding.max_tokens + parameters.reasoning_tokens
     sent["max_completion_tokens" if newer(parameters.model) else "max_tokens"] = most
-    if not parameters.reasons:
+    if parameters.samples:
         sent["temperature"] = decoding.temperature
         if decoding.top_p is not None:
             sent["top_p"] = decoding.top_p
@@ -262,232 +245,82 @@ def departed(prompt: Sequence[tuple[str, float]], whole: Sequence[tuple[str, flo
     return -sum(chance for _, chance in tail), len(tail)
 
 
-def cut(text: str, stop: Sequence[str]) -> str:
-    """`text` up to its first stop text, for models that take none.
-
-    >>> cut("yes. no. maybe", (" maybe", ". "))
-    'yes'
-    """
-    return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=len(text))]
-
-
-def written(
-    request: Request, pictures: Sequence[Encoded], parameters: Parameters, scoring: str | None = None
-) -> bytes:
-    """`body` as JSON. Pictures go in afterwards: base64 has nothing to escape, and is nearly all of it.
-
-    scoring: the beginning of an answer, or "" for none, whose log probabilities vLLM is to give.
-    """
-    token = secrets.token_hex(16)  # no prompt contains it
-    marks = [f"{token}{place:04}" for place in range(len(pictures))]
-    marked = [dataclasses.replace(picture, data=mark) for picture, mark in zip(pictures, marks, strict=True)]
-    sent = body(request, marked, parameters)
-    if scoring is not None:
-        sent["prompt_logprobs"] = 0
-    if scoring:
-        sent["messages"].append({"role": "assistant", "content": scoring})
+def asking(
+    request: Request, parameters: Parameters, beginning: str, pictures: Sequence[Encoded]
+) -> dict[str, Any]:
+    """`body`, asking vLLM for the log probabilities of the prompt and of the answer's `beginning` too."""
+    sent = body(request, pictures, parameters) | {"prompt_logprobs": 0}
+    if beginning:
+        sent["messages"].append({"role": "assistant", "content": beginning})
         sent |= {"continue_final_message": True, "add_generation_prompt": False}
-    text = json.dumps(sent, ensure_ascii=False)
-    for picture, mark in zip(pictures, marks, strict=True):
-        text = text.replace(mark, picture.data)
-    return text.encode("utf-8", "replace")
+    return sent
 
 
 # ---------------------------------------------------------------- the model
 
 
 @dataclass(frozen=True, eq=False)
-class OpenAI:
+class OpenAI(ServiceModel):
     """One model of one server. `model()` makes it."""
 
-    base_url: str
-    key_env: str
-    timeout: float
+    adapter = "openai"
+    official = OFFICIAL
+    path = "/chat/completions"
+    instead = "Use an hf: model (a vLLM server scores options with likelihood=vllm)"
+    group = 64  # few threads wait for groups, and records still land often
+    # A group waits for its slowest answer: sixteen groups for each slots' worth keep every slot busy
+    # meanwhile (benchmarks/api.py, heavy tail: 0.97 of the slots in use; with six, 0.59).
+    spare = 16
+    batches = OpenAIBatches
+    _parsed = staticmethod(parsed)
+
     parameters: Parameters
-    price: tuple[float, float] | None
-    batch: bool
-    journal: Journal | None
-    wire: Wire
-    images: Images
-    clients: list[AsyncOpenAI] = field(default_factory=list)  # the one, made in the loop when first needed
+
+    @property
+    def package(self) -> Any:
+        import openai
+
+        return openai
 
     @property
     def offers(self) -> frozenset[Capability]:
         return frozenset({Capability.LIKELIHOOD} if self.parameters.likelihood == "vllm" else ())
 
     @property
-    def pace(self) -> Pace:
-        if self.batch:
-            return Pace(group=BATCH)
-        # A group waits for its slowest answer: sixteen groups for each slots' worth keep every slot busy
-        # meanwhile (benchmarks/api.py, heavy tail: 0.97 of the slots in use; with six, 0.59).
-        return Pace(group=GROUP, in_flight=16 * math.ceil(self.wire.limits.most / GROUP))
-
-    def describe(self) -> dict[str, Any]:
-        """The host without its port: where a server of one's own listens says nothing about its answers."""
-        return {
-            "adapter": "openai",
-            "host": urlsplit(self.base_url).hostname,
-            **dataclasses.asdict(self.parameters),
-            "sampling": "the model's own" if self.parameters.reasons else "as asked",
-            "images": dataclasses.asdict(self.images.limits),
-        }
+    def detail(self) -> str:
+        return self.parameters.detail or "auto"
 
     def estimate(self, request: Request) -> Usage:
-        """The most that a request can use."""
-        most = request.decoding.max_tokens + self.parameters.reasoning_tokens
-        detail = self.parameters.detail or "auto"
-        once = _prices.at_most(
-            self.provider, self.parameters.model, request, most, detail, self.batch, self.price
-        )
+        once = super().estimate(request)
         return sum((once for _ in request.options), once)  # the prompt, and then each option behind it
 
-    @property
-    def provider(self) -> str:
-        return _prices.provider_of(self.base_url)
+    def _body(self, request: Request, pictures: Sequence[Encoded]) -> dict[str, Any]:
+        return body(request, pictures, self.parameters)
 
-    @property
-    def prices(self) -> str:
-        """Where its prices come from."""
-        return _prices.version() if self.price is None else "stated: ${:g} in, ${:g} out".format(*self.price)
-
-    def generate(self, requests: Sequence[Request]) -> list[Response]:
-        scores = Capability.LIKELIHOOD in self.offers
-        if any(request.probes or (request.options and not scores) for request in requests):
-            raise CapabilityError(
-                f"openai:{self.parameters.model} generates text only: it scores no options and reads no "
-                "probes. Use an hf: model (a vLLM server scores options with likelihood=vllm)"
-            )
-        self._key()
-        if self.batch:
-            return self._batched(requests)
-        return self.wire.answer(requests, self._send, self.estimate)
+    def _stopped(self, request: Request, response: Response) -> Response:
+        if self.parameters.samples:
+            return response
+        return dataclasses.replace(response, text=cut(response.text, request.decoding.stop))
 
     async def _send(self, request: Request) -> Response:
-        if request.decoding.max_tokens == 0 and not request.options:
-            return Response(finish_reason="length")
-        among = len(request.images)
-        pictures = [await self.images.get(picture, among) for picture in request.images]
-        notes = [picture.note for picture in pictures]
-        if request.options:
-            return await self._scored(request, pictures, notes)
-        content = written(request, pictures, self.parameters)
-        del pictures  # a thousand waiting requests hold their bytes once
-        reply = await self._post(content)
-        if isinstance(reply, Response):
-            return reply
-        try:
-            response = parsed(reply)
-        except ValueError as error:
-            raise Again(redacted(str(error), self.key_env), kind="malformed_answer") from None
-        return self.completed(request, response, notes)
+        return await (self._scored(request) if request.options else super()._send(request))
 
-    async def _scored(
-        self, request: Request, pictures: Sequence[Encoded], notes: Sequence[str | None]
-    ) -> Response:
+    async def _scored(self, request: Request) -> Response:
         """The options' likelihoods: the prompt once, then each option as the beginning of the answer."""
         asked = dataclasses.replace(request, decoding=Decoding(max_tokens=1), options=())
+        pictures = await self._pictures(request)
+        notes = [picture.note for picture in pictures]
         total, tokens = Usage(), []
         for text in ("", *request.options):
-            reply = await self._post(written(asked, pictures, self.parameters, text))
+            write = functools.partial(asking, asked, self.parameters, text)
+            reply = await self._post(written(write, pictures))
             if isinstance(reply, Response):
                 return reply
-            try:
+            with self._understood():
                 total += self.completed(asked, parsed(reply), notes).usage
                 tokens.append(prompt_tokens(reply))
-            except ValueError as error:
-                raise Again(redacted(str(error), self.key_env), kind="malformed_answer") from None
         try:
             scores = tuple(departed(tokens[0], whole) for whole in tokens[1:])
         except ValueError as error:
             return Response.failed("prompt", str(error), usage=total)
         return Response(usage=total, option_nll=scores)
-
-    async def _post(self, content: bytes) -> Any:
-        """The answer's JSON, or the response that says why there is none."""
-        import httpx2
-        import openai
-
-        try:
-            raw = await self._client().post(
-                "/chat/completions",
-                content=content,
-                cast_to=httpx2.Response,
-                options={"headers": {"Content-Type": "application/json"}},
-            )
-        except openai.APIStatusError as error:
-            self.wire.heard(error.response.headers)
-            return explain(error, self.key_env)
-        except openai.APIError as error:
-            return explain(error, self.key_env)
-        self.wire.heard(raw.headers)
-        try:
-            return json.loads(raw.content)
-        except ValueError as error:  # a body that was cut
-            raise Again(redacted(str(error), self.key_env), kind="malformed_answer") from None
-
-    def completed(self, request: Request, response: Response, notes: Sequence[str | None]) -> Response:
-        """An answer with its price, its stop texts applied, and what was done to its pictures."""
-        usage, trace = response.usage, dict(response.trace)
-        cached = trace.get("cached_tokens", 0)
-        dollars = None
-        if usage.tokens_in:
-            dollars = _prices.dollars(
-                self.provider,
-                self.parameters.model,
-                usage.tokens_in,
-                usage.tokens_out,
-                cached if isinstance(cached, int) else 0,
-                self.batch,
-                self.price,
-            )
-        if any(notes):
-            trace["images"] = list(notes)
-        text = cut(response.text, request.decoding.stop) if self.parameters.reasons else response.text
-        usage = dataclasses.replace(usage, images=len(notes), dollars=dollars)
-        return dataclasses.replace(response, text=text, usage=usage, trace=trace)
-
-    def _batched(self, requests: Sequence[Request]) -> list[Response]:
-        import openai
-
-        with openai.OpenAI(
-            api_key=self._key(),
-            base_url=self.base_url,
-            max_retries=0,  # a batch asked for twice is bought twice; `_batches.py` knows when to try again
-            timeout=openai.Timeout(self.timeout, connect=min(CONNECT, self.timeout)),
-        ) as client:
-            service = OpenAIBatches(client, self.key_env)
-            batches = Batches(service, digest(self.describe()), self.journal, self.wire.retries)
-            return batches.answer(requests, self._written, self._read, self.estimate)
-
-    def _written(self, request: Request) -> Written | Response:
-        if request.decoding.max_tokens == 0:
-            return Response(finish_reason="length")
-        limits = self.images.limits.among(len(request.images))
-        pictures = [self.images.encoded(picture, limits) for picture in request.images]
-        return body(request, pictures, self.parameters), [picture.note for picture in pictures]
-
-    def _read(self, request: Request, reply: dict[str, Any], notes: Sequence[str | None]) -> Response:
-        return self.completed(request, parsed(reply), notes)
-
-    def _key(self) -> str:
-        """From the environment. ModelError where OpenAI's own API would be asked without one."""
-        key = os.environ.get(self.key_env, "")
-        if not key and self.base_url == OFFICIAL:
-            raise ModelError(f"{self.key_env} is not set. Export your key as {self.key_env}")
-        return key or "none"
-
-    def _client(self) -> AsyncOpenAI:
-        if not self.clients:
-            import openai
-
-            client = openai.AsyncOpenAI(
-                api_key=self._key(),
-                base_url=self.base_url,
-                max_retries=0,  # the wire retries
-                timeout=openai.Timeout(self.timeout, connect=min(CONNECT, self.timeout)),
-                http_client=openai.DefaultAioHttpClient(),
-            )
-            self.wire.at_close(client.close)
-            self.clients.append(client)
-        return self.clients[0]

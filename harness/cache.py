@@ -176,11 +176,10 @@ class Journal:
 
 
 @dataclass(frozen=True)
-class Cached:
-    """A model that remembers. Identical requests are sent once, also those of several threads."""
+class InPlace:
+    """Stands in a model's place and looks like it; only how it answers is its own."""
 
     model: Model
-    answers: Answers
 
     @property
     def offers(self) -> frozenset[Capability]:
@@ -192,6 +191,13 @@ class Cached:
 
     def describe(self) -> dict[str, Any]:
         return self.model.describe()
+
+
+@dataclass(frozen=True)
+class Cached(InPlace):
+    """A model that remembers. Identical requests are sent once, also those of several threads."""
+
+    answers: Answers
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
         owner = digest(self.model.describe())

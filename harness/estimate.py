@@ -15,22 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from harness import engine, store
-from harness.cache import Answers, Cached
+from harness.cache import Answers, Cached, InPlace
 from harness.errors import PictureError
-from harness.types import (
-    Capability,
-    ImportanceMap,
-    Json,
-    Method,
-    Model,
-    Pace,
-    ReadMap,
-    Request,
-    Response,
-    Task,
-    Usage,
-    digest,
-)
+from harness.types import ImportanceMap, Json, Method, Model, ReadMap, Request, Response, Task, Usage, digest
 
 
 @dataclass(frozen=True)
@@ -137,23 +124,11 @@ def _stand_in(model: Model, tally: _Tally) -> Model:
 
 
 @dataclass(frozen=True)
-class _Rehearsal:
-    """Stands where a model stood, and looks like it; sends nothing."""
+class _Rehearsal(InPlace):
+    """Stands where a model stood; sends nothing."""
 
-    model: Model
     answers: Answers | None
     tally: _Tally
-
-    @property
-    def offers(self) -> frozenset[Capability]:
-        return self.model.offers
-
-    @property
-    def pace(self) -> Pace:
-        return self.model.pace
-
-    def describe(self) -> dict[str, Any]:
-        return self.model.describe()
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
         owner = digest(self.model.describe())

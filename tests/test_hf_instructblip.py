@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,13 @@ import pytest
 import tiny
 import tiny_instructblip
 import torch
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from whitebox import ask, drawn, greedy, model_of, plain, row_of, texts, unequal, waves
 
 from adapters import hf
 from harness import taps
 from harness.errors import ModelError
-from harness.pictures import Memory, Picture
-from harness.types import Decoding, ReadMap, Request, Response
+from harness.pictures import Picture
+from harness.types import Decoding, ReadMap, Request
 from methods.sparc import Sparc
 from methods.vicrop import Vicrop
 
@@ -38,45 +35,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> hf.Hf:
-    return _model(folder, batch=8)
+    return model_of(folder)
 
 
 @pytest.fixture(scope="module")
 def official(folder: Path) -> tuple[Any, Any]:
-    """As transformers alone loads it, under eager attention."""
-    weights = AutoModelForImageTextToText.from_pretrained(
-        folder, attn_implementation="eager", dtype=torch.float32
-    )
-    return weights.eval(), AutoProcessor.from_pretrained(folder, backend="pil")
+    return plain(folder)
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> hf.Hf:
     """The checkpoint that the goldens were made of, under ViCrop's template."""
     folder = tmp_path_factory.mktemp("reference")
-    return _model(tiny_instructblip.instructblip(folder, side=84, queries=32), template="vicrop")
-
-
-def _model(folder: Path, **knobs: Any) -> hf.Hf:
-    model = hf.model(str(folder), device="cpu", **knobs)
-    assert isinstance(model, hf.Hf)
-    return model
-
-
-def _request(number: int = 0, images: int = 1, **changes: Any) -> Request:
-    """Unequal prompts; every third shares its first picture."""
-    pictures = tuple(tiny.photo(number % 3 + 10 * k, 100 - 20 * k, 80) for k in range(images))
-    question = "What is the color of the bus?" + " And the horse?" * (number % 4)
-    return dataclasses.replace(Request(pictures, question, decoding=Decoding(max_tokens=6)), **changes)
-
-
-def _mixed(**changes: Any) -> list[Request]:
-    return [_request(number, images=number % 3, **changes) for number in range(8)]
-
-
-def _texts(responses: Sequence[Response]) -> list[str]:
-    assert [response.failure for response in responses] == [None] * len(responses)
-    return [response.text for response in responses]
+    return model_of(tiny_instructblip.instructblip(folder, side=84, queries=32), template="vicrop")
 
 
 def _inputs(processor: Any, request: Request, queries: int = QUERIES) -> dict[str, Any]:
@@ -92,18 +63,6 @@ def _inputs(processor: Any, request: Request, queries: int = QUERIES) -> dict[st
     return inputs
 
 
-def _row(model: hf.Hf, request: Request) -> Any:
-    if model._waves is None:
-        model._waves = model._load()
-    return model._waves._row(request)
-
-
-def _layout(model: hf.Hf) -> Any:
-    _row(model, _request())
-    assert model._waves is not None
-    return model._waves._family
-
-
 # ---------------------------------------------------------------- prompts and answers
 
 
@@ -113,16 +72,16 @@ def test_tokens_and_pixels_are_the_processors(
     model: hf.Hf, official: tuple[Any, Any], images: int, size: tuple[int, int]
 ) -> None:
     request = Request(tuple(tiny.photo(k, *size[:: 1 - 2 * k]) for k in range(images)), " Is it\nred? é")
-    row = _row(model, request)
+    row = row_of(model, request)
     if not images:
         assert list(row.tokens) == official[1](text=request.text)["input_ids"][0]
         return
     expected = _inputs(official[1], request)
     assert list(row.tokens) == expected["input_ids"][0].tolist()
     assert row.starts == (0, QUERIES)[:images]
-    made = torch.stack([_layout(model).pixels(picture) for picture in request.images])
+    made = torch.stack([waves(model)._family.pixels(picture) for picture in request.images])
     torch.testing.assert_close(made, expected["pixel_values"], rtol=0, atol=0)
-    ((_, read),) = _layout(model)._instructions([row])
+    ((_, read),) = waves(model)._family._instructions([row])
     assert read == expected["qformer_input_ids"][0].tolist()
 
 
@@ -131,24 +90,20 @@ def test_greedy_text_is_what_transformers_generates(
     model: hf.Hf, official: tuple[Any, Any], images: int
 ) -> None:
     weights, processor = official
-    request = _request(images=images, decoding=Decoding(max_tokens=24))
-    inputs = _inputs(processor, request)
-    out = weights.generate(**inputs, do_sample=False, max_new_tokens=24)
-    expected = processor.tokenizer.decode(
-        out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    ).strip()
+    request = ask(images=images, decoding=Decoding(max_tokens=24))
+    expected = greedy(weights, processor, _inputs(processor, request), 24).strip()
     assert expected
-    assert _texts(model.generate([request]))[0].strip() == expected
+    assert texts(model.generate([request]))[0].strip() == expected
 
 
 def test_a_likelihood_is_that_of_the_option_under_a_prompt_that_the_q_former_read_without_it(
     model: hf.Hf, official: tuple[Any, Any]
 ) -> None:
     weights, processor = official
-    (response,) = model.generate([_request(options=("yes", "a red car"))])
+    (response,) = model.generate([ask(options=("yes", "a red car"))])
     for option, (found, count) in zip(("yes", "a red car"), response.option_nll, strict=True):
-        inputs = _inputs(processor, _request())
-        text = processor.tokenizer(f"{_request().text} {option}</s>")["input_ids"]
+        inputs = _inputs(processor, ask())
+        text = processor.tokenizer(f"{ask().text} {option}</s>")["input_ids"]
         ids = torch.tensor([[*inputs["input_ids"][0, :QUERIES].tolist(), *text]])
         with torch.no_grad():
             logits = weights(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits
@@ -157,10 +112,10 @@ def test_a_likelihood_is_that_of_the_option_under_a_prompt_that_the_q_former_rea
 
 
 def test_a_batch_of_unequal_prompts_answers_as_each_alone(model: hf.Hf, folder: Path) -> None:
-    alone = _model(folder, batch=1)
+    alone = model_of(folder, batch=1)
     probes = (ReadMap(2), ReadMap("all"), ReadMap(1, "gradient"), ReadMap("all", "gradient"))
-    probed = [_request(number, 1 + number % 2, probes=probes) for number in range(8)]
-    requests = [*_mixed(), *_mixed(options=("yes", "two dogs")), *probed]
+    probed = [ask(number, 1 + number % 2, probes=probes) for number in range(8)]
+    requests = [*unequal(), *unequal(options=("yes", "two dogs")), *probed]
     for one, many in zip(alone.generate(requests), model.generate(requests), strict=True):
         assert (one.failure, one.text) == (None, many.text)
         np.testing.assert_allclose(many.option_nll, one.option_nll, rtol=1e-4)
@@ -170,23 +125,23 @@ def test_a_batch_of_unequal_prompts_answers_as_each_alone(model: hf.Hf, folder: 
 
 def test_steering_changes_answers_and_a_batch_of_it_none(model: hf.Hf, folder: Path) -> None:
     knobs: dict[str, Any] = {"alpha": 1.5, "tau": 0.05, "layer": 1}
-    requests = [_request(n, 1 + n % 2, decoding=Decoding(max_tokens=24)) for n in range(8)]
-    many = _texts(Sparc(model, **knobs).generate(requests))
-    assert many == _texts(Sparc(_model(folder, batch=1), **knobs).generate(requests))
-    assert many != _texts(model.generate(requests))
+    requests = [ask(n, 1 + n % 2, decoding=Decoding(max_tokens=24)) for n in range(8)]
+    many = texts(Sparc(model, **knobs).generate(requests))
+    assert many == texts(Sparc(model_of(folder, batch=1), **knobs).generate(requests))
+    assert many != texts(model.generate(requests))
 
 
 def test_maps_change_no_answer_and_are_read_in_passing_as_alone(model: hf.Hf) -> None:
-    before = _texts(model.generate(_mixed()))
-    asked = [_request(n, 1 + n % 2, probes=(ReadMap(2, keep=True),)) for n in range(8)]
+    before = texts(model.generate(unequal()))
+    asked = [ask(n, 1 + n % 2, probes=(ReadMap(2, keep=True),)) for n in range(8)]
     passing = model.generate(asked)
-    assert _texts(passing) == _texts(model.generate([dataclasses.replace(one, probes=()) for one in asked]))
+    assert texts(passing) == texts(model.generate([dataclasses.replace(one, probes=()) for one in asked]))
     alone = model.generate([dataclasses.replace(one, decoding=Decoding(max_tokens=0)) for one in asked])
     for a, b in zip(passing, alone, strict=True):
         np.testing.assert_allclose(a.maps[0].values, b.maps[0].values, rtol=1e-4)
-    model.generate([_request(probes=(ReadMap(2, "gradient"), ReadMap(kind="pixels")))])
-    assert _texts(model.generate(_mixed())) == before
-    weights = _layout(model).weights
+    model.generate([ask(probes=(ReadMap(2, "gradient"), ReadMap(kind="pixels")))])
+    assert texts(model.generate(unequal())) == before
+    weights = waves(model)._family.weights
     assert all(not one.requires_grad and one.grad is None for one in weights.parameters())
 
 
@@ -225,7 +180,7 @@ def test_maps_are_the_formulas_over_the_whole_graph(
         ReadMap("all", "gradient"),
         ReadMap(kind="pixels"),
     )
-    request = _request(2, images=images)
+    request = ask(2, images=images)
     by_layer = [_by_hand(official, request, layer) for layer in range(4)]
     (response,) = model.generate([dataclasses.replace(request, probes=probes)])
     at, mean, gradient, gradients, pixels = (one.values for one in response.maps)
@@ -278,18 +233,16 @@ def test_gradients_are_the_references(reference: hf.Hf, probe: ReadMap, key: str
 def test_a_bright_square_changes_the_patches_whose_rectangle_holds_it(
     model: hf.Hf, size: tuple[int, int], which: int
 ) -> None:
-    layout = _layout(model)
+    layout = waves(model)._family
     width, height = size
-    plain = np.full((height, width, 3), 90, dtype=np.uint8)
     rows, columns = layout.span(size).views[0].cells.shape
     for row, column in ((0, 0), (1, 3), (3, 2)):
-        spotted = plain.copy()
         top, left = row * height // rows, column * width // columns
-        spotted[top : top + height // rows, left : left + width // columns] = 255
-        pictures = [_held(plain), _held(plain)]
-        pictures[which] = _held(spotted)
+        square = (left, top, left + width // columns, top + height // rows)
+        pictures = [drawn(size), drawn(size)]
+        pictures[which] = drawn(size, square)
         request = Request(tuple(pictures), "What?")
-        found = layout._encoded([_row(model, request)])
+        found = layout._encoded([row_of(model, request)])
         with_it, without = found[pictures[which].digest][0], found[pictures[1 - which].digest][0]
         embedded = _embedded(layout, pictures[which]) - _embedded(layout, pictures[1 - which])
         assert int(embedded.norm(dim=-1).argmax()) == row * columns + column
@@ -302,34 +255,28 @@ def _embedded(layout: Any, picture: Picture) -> Any:
     return layout.weights.vision_model.embeddings(layout.pixels(picture)[None])[0, 1:]
 
 
-def _held(pixels: Any) -> Picture:
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
-    return Picture(Memory(data.getvalue(), "square.png"))
-
-
 # ---------------------------------------------------------------- knobs and failures
 
 
 def test_the_template_of_vicrop_is_its_own_and_both_tokenizers_read_it(reference: hf.Hf) -> None:
     request = _asked(0, "What is it?")
     assert reference.render(request) == "<image>Question: What is it? Short answer:"
-    layout = _layout(reference)
-    ((_, read),) = layout._instructions([_row(reference, request)])
+    layout = waves(reference)._family
+    ((_, read),) = layout._instructions([row_of(reference, request)])
     words = layout.processor.qformer_tokenizer.decode(read, skip_special_tokens=True)
     assert words == "question: what is it? short answer:"
 
 
 def test_a_prompt_longer_than_either_context_fails_alone(model: hf.Hf) -> None:
     for question in ("What is the color of the bus? " * 60, "one " * 140):
-        good, bad = model.generate([_request(), dataclasses.replace(_request(1), question=question)])
+        good, bad = model.generate([ask(), dataclasses.replace(ask(1), question=question)])
         assert good.failure is None
         assert bad.failure is not None
         assert bad.failure.kind == "too_long"
 
 
 def test_a_text_that_contains_the_placeholder_fails_alone(model: hf.Hf) -> None:
-    good, bad = model.generate([_request(), dataclasses.replace(_request(1), question="What is <image>?")])
+    good, bad = model.generate([ask(), dataclasses.replace(ask(1), question="What is <image>?")])
     assert good.failure is None
     assert bad.failure is not None
     assert bad.failure.kind == "prompt"
@@ -340,11 +287,11 @@ def test_an_exception_in_a_tap_leaves_the_model_as_it_was(model: hf.Hf) -> None:
         def before(self, call: taps.AttentionCall) -> None:
             raise ZeroDivisionError
 
-    before = _texts(model.generate(_mixed()))
+    before = texts(model.generate(unequal()))
     with pytest.raises(ZeroDivisionError), taps.active(Broken()):
-        model.generate([_request()])
-    assert _texts(model.generate(_mixed())) == before
-    assert not _layout(model).weights.qformer.encoder.layer[4].crossattention.attention._forward_hooks
+        model.generate([ask()])
+    assert texts(model.generate(unequal())) == before
+    assert not waves(model)._family.weights.qformer.encoder.layer[4].crossattention.attention._forward_hooks
 
 
 def test_a_language_model_with_an_encoder_answers_as_transformers_has_it_and_offers_nothing(
@@ -353,11 +300,10 @@ def test_a_language_model_with_an_encoder_answers_as_transformers_has_it_and_off
     folder = tiny_instructblip.instructblip(tmp_path, flan=True)
     with pytest.raises(ModelError, match="an encoder and a decoder"):
         hf.model(str(folder), attn="fovea")
-    model = _model(folder)
+    model = model_of(folder)
     assert not model.offers
-    weights = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(folder, backend="pil")
-    requests = [_request(number) for number in range(3)]
-    for request, found in zip(requests, _texts(model.generate(requests)), strict=True):
-        out = weights.generate(**_inputs(processor, request), do_sample=False, max_new_tokens=6)
+    weights, processor = plain(folder)
+    requests = [ask(number) for number in range(3)]
+    for request, found in zip(requests, texts(model.generate(requests)), strict=True):
+        out = weights.generate(**_inputs(processor, request), do_sample=False, max_new_tokens=8)
         assert found.strip() == processor.tokenizer.decode(out[0], skip_special_tokens=True).strip()

@@ -7,9 +7,6 @@ the shape that the image processor gives.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,28 @@ import pytest
 import tiny
 import tiny_qwen
 import torch
-from PIL import Image
-from transformers import AutoModelForImageTextToText
-from whitebox import SHAPES, answered, ask, close, mixed, model_of, same
+from whitebox import (
+    SHAPES,
+    answered,
+    ask,
+    close,
+    drawn,
+    eager_rows,
+    embedded,
+    greedy,
+    inputs_of,
+    mixed,
+    model_of,
+    plain,
+    row_of,
+    same,
+    set_apart,
+    waves,
+)
 
 from adapters import hf
-from adapters._hf_checkpoint import find, load_processor
 from adapters._hf_generic import Generic
 from harness.errors import ModelError
-from harness.pictures import Memory, Picture
 from harness.types import Decoding, ReadMap, Request
 from methods.vicrop import GENERAL_QUESTION, relative_importance
 
@@ -49,38 +59,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def models(folders: dict[str, Path]) -> dict[str, hf.Hf]:
     return {name: model_of(folder) for name, folder in folders.items()}
-
-
-def _family(model: hf.Hf) -> Any:
-    if model._waves is None:
-        model.generate([ask(decoding=Decoding(max_tokens=1))])
-    assert model._waves is not None
-    return model._waves._family
-
-
-def _row(model: hf.Hf, request: Request) -> Any:
-    _family(model)
-    assert model._waves is not None
-    return model._waves._row(request)
-
-
-@functools.cache
-def _plain(folder: Path) -> tuple[Any, Any]:
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder, attn_implementation="eager", dtype=torch.float32
-    )
-    found = find(str(folder), None, trust_remote_code=False)
-    return model.eval().requires_grad_(False), load_processor(found, trust_remote_code=False)
-
-
-def _inputs(folder: Path, request: Request) -> Any:
-    """A request through the checkpoint's own processor alone."""
-    _, processor = _plain(folder)
-    content = [{"type": "image"} for _ in request.images]
-    messages = [{"role": "user", "content": [*content, {"type": "text", "text": request.text}]}]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    images = [picture.open() for picture in request.images]
-    return processor(text=[text], images=images or None, return_tensors="pt")
 
 
 def _columns(inputs: Any) -> tuple[int, int, tuple[int, int]]:
@@ -113,15 +91,15 @@ def test_tokens_pixels_and_positions_are_the_official_ones(
 ) -> None:
     pictures = tuple(tiny.photo(seed, *size) for seed, size in enumerate(sizes))
     request = dataclasses.replace(ask(), images=pictures)
-    row, inputs = _row(models[name], request), _inputs(folders[name], request)
+    row, inputs = row_of(models[name], request), inputs_of(folders[name], request)
     assert list(row.tokens) == inputs["input_ids"][0].tolist()
-    family = _family(models[name])
+    family = waves(models[name])._family
     if pictures:
         mine = [family.pixels(picture) for picture in pictures]
         assert torch.equal(torch.cat([one.values for one in mine]), inputs["pixel_values"])
         assert torch.equal(torch.cat([one.grid for one in mine]), inputs["image_grid_thw"])
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    official, _ = _plain(folders[name])[0].model.get_rope_index(
+    official, _ = plain(folders[name])[0].model.get_rope_index(
         ids, inputs["mm_token_type_ids"], image_grid_thw=inputs.get("image_grid_thw"), attention_mask=mask
     )
     counted = family.positions([row], ids, mask)
@@ -132,10 +110,10 @@ def test_tokens_pixels_and_positions_are_the_official_ones(
 def test_pictures_side_by_side_are_counted_one_by_one(folders: dict[str, Path]) -> None:
     """Without marks around them, as in template=plain, which transformers' own count takes for one."""
     model = model_of(folders["qwen2_5"], template="plain")
-    row = _row(model, ask(0, images=2))
+    row = row_of(model, ask(0, images=2))
     ids = torch.tensor([row.tokens])
-    spans = [_family(model)._grid(picture.size) for picture in row.pictures]
-    [counted] = _family(model).positions([row], ids, torch.ones_like(ids))[1:].unbind(dim=1)
+    spans = [waves(model)._family._grid(picture.size) for picture in row.pictures]
+    [counted] = waves(model)._family.positions([row], ids, torch.ones_like(ids))[1:].unbind(dim=1)
     (first, second), end = row.starts, row.starts[1] + spans[1][0] * spans[1][1]
     assert second == first + spans[0][0] * spans[0][1]
     assert counted[:, second].tolist() == [first + max(spans[0])] * 3
@@ -148,13 +126,12 @@ def test_pictures_side_by_side_are_counted_one_by_one(folders: dict[str, Path]) 
 def test_greedy_text_is_what_transformers_generates(
     folders: dict[str, Path], models: dict[str, hf.Hf], name: str, images: int
 ) -> None:
-    model, processor = _plain(folders[name])
+    model, processor = plain(folders[name])
     for number in (0, 2):
         request = ask(number, images)
-        inputs = _inputs(folders[name], request)
-        out = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        inputs = inputs_of(folders[name], request)
         response = answered(models[name], request)
-        assert response.text == processor.tokenizer.decode(out, skip_special_tokens=True)
+        assert response.text == greedy(model, processor, inputs)
         assert response.usage.tokens_in == inputs["input_ids"].shape[1]
 
 
@@ -171,7 +148,7 @@ def test_a_picture_too_narrow_for_the_processor_fails_alone(models: dict[str, hf
 def test_max_pixels_lowers_the_limit_and_is_part_of_the_identity(folders: dict[str, Path]) -> None:
     own, low = model_of(folders["qwen2_5"]), model_of(folders["qwen2_5"], max_pixels=16 * 28 * 28)
     request = dataclasses.replace(ask(), images=(tiny.photo(1, 640, 480),))
-    grids = [_family(model)._grid(request.images[0].size) for model in (own, low)]
+    grids = [waves(model)._family._grid(request.images[0].size) for model in (own, low)]
     assert grids == [(6, 8), (3, 4)]
     before, after = (answered(model, request).usage.tokens_in for model in (own, low))
     assert before - after == 48 - 12
@@ -195,23 +172,16 @@ def test_max_pixels_is_refused_where_pictures_have_one_size(tmp_path: Path) -> N
 def test_attention_and_gradient_maps_are_those_of_the_whole_eager_graph(
     folders: dict[str, Path], models: dict[str, hf.Hf], name: str, images: int
 ) -> None:
-    model, _ = _plain(folders[name])
+    model, _ = plain(folders[name])
     layers: list[Any] = [1, 2, "all"]
     probes = tuple(ReadMap(layer, kind=kind) for kind in KINDS for layer in layers)
     for number in (0, 2, 4):
         request = ask(number, images, decoding=Decoding(max_tokens=0), probes=probes)
-        inputs = _inputs(folders[name], request)
-        with torch.enable_grad():
-            inputs["pixel_values"].requires_grad_()
-            out = model(**inputs, output_attentions=True)
-            best = out.logits[0, -1].log_softmax(dim=-1).max()
-            gradients = torch.autograd.grad(best, out.attentions)
-        rows = torch.stack([one[0, :, -1] for one in out.attentions]).detach()
-        slopes = torch.stack([one[0, :, -1] for one in gradients])
+        inputs = inputs_of(folders[name], request)
         first, end, shape = _columns(inputs)
         expected = {
-            "attention": rows.mean(dim=1)[:, first:end].reshape(-1, *shape).numpy(),
-            "gradient": (rows * slopes.clamp(min=0)).mean(dim=1)[:, first:end].reshape(-1, *shape).numpy(),
+            kind: rows[:, first:end].reshape(-1, *shape)
+            for kind, rows in zip(KINDS, eager_rows(model, inputs), strict=True)
         }
         for probe, found in zip(probes, answered(models[name], request).maps, strict=True):
             of_layers = expected[probe.kind]
@@ -250,11 +220,11 @@ def test_relative_attention_is_the_references(folders: dict[str, Path]) -> None:
 def test_the_pixel_gradient_is_autograds_on_the_official_pixels(
     folders: dict[str, Path], models: dict[str, hf.Hf], name: str, size: tuple[int, int]
 ) -> None:
-    model, processor = _plain(folders[name])
+    model, processor = plain(folders[name])
     request = dataclasses.replace(
         ask(), images=(tiny.photo(7, *size),), probes=(ReadMap(kind="pixels"),), decoding=Decoding(0)
     )
-    inputs = _inputs(folders[name], request)
+    inputs = inputs_of(folders[name], request)
     patch = processor.image_processor.patch_size
     _, down, across = inputs["image_grid_thw"][0].tolist()
     numbers = _cut(torch.arange(3 * down * across * patch**2).reshape(3, down * patch, across * patch), patch)
@@ -291,9 +261,8 @@ def test_rows_through_the_processor_alone_give_the_same_answers(
 ) -> None:
     """As for a kernel that takes whole rows: the model then counts positions by itself."""
     whole = model_of(folders[name], attn="sdpa")
-    family = _family(whole)
-    assert whole._waves is not None
-    whole._waves._family = Generic(family.weights, family.processor, family.context)
+    family = waves(whole)._family
+    waves(whole)._family = Generic(family.weights, family.processor, family.context)
     requests = [dataclasses.replace(request, probes=()) for request in mixed()]
     for one, other in zip(whole.generate(requests), models[name].generate(requests), strict=True):
         same(one, other)
@@ -302,49 +271,9 @@ def test_rows_through_the_processor_alone_give_the_same_answers(
 # ---------------------------------------------------------------- where a cell is in the picture
 
 
-def _drawn(size: tuple[int, int], square: tuple[float, ...] | None = None) -> Picture:
-    """A grey picture, or one with a white square."""
-    image = Image.new("RGB", size, (90, 90, 90))
-    if square is not None:
-        image.paste((255, 255, 255), tuple(map(round, square)))
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return Picture(Memory(data.getvalue(), "square.png"))
-
-
-def _embedded(model: hf.Hf, pictures: Sequence[Picture]) -> tuple[torch.Tensor, Any]:
-    """What the decoder is given for a prompt with pictures, (L, features), and the prompt's row.
-
-    That is each token's embedding, and what Qwen3-VL adds to its later layers.
-    """
-    request = dataclasses.replace(ask(), images=tuple(pictures), decoding=Decoding(max_tokens=1))
-    row, seen = _row(model, request), []
-    assert model._waves is not None
-
-    def see(_: Any, __: Any, named: Any) -> None:
-        whole = named["inputs_embeds"][0]
-        for layer in named.get("deepstack_visual_embeds") or []:
-            deep = torch.zeros(len(whole), layer.shape[1])
-            deep[named["visual_pos_masks"][0]] = layer
-            whole = torch.cat([whole, deep], dim=1)
-        seen.append(whole)
-
-    decoder = model._waves._weights.model.language_model
-    hook = decoder.register_forward_pre_hook(see, with_kwargs=True)
-    answered(model, request)
-    hook.remove()
-    return seen[0], row
-
-
 @pytest.fixture(scope="module")
 def apart(folders: dict[str, Path]) -> dict[str, hf.Hf]:
-    """The same models, but no patch attends to another: a token shows its own pixels alone."""
-    models = {name: model_of(folder) for name, folder in folders.items()}
-    for model in models.values():
-        for path, weights in _family(model).weights.named_parameters():
-            if "visual" in path and "attn.proj" in path:
-                weights.zero_()
-    return models
+    return {name: set_apart(folder, "visual", "attn.proj") for name, folder in folders.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -356,8 +285,8 @@ def test_a_bright_square_moves_the_token_whose_rectangle_holds_it(
     model = apart[name]
     sizes = [(80, 100), (80, 100)]
     sizes[which] = size
-    blank, row = _embedded(model, [_drawn(each) for each in sizes])
-    [view] = _family(model).span(size).views
+    blank, row = embedded(model, [drawn(each) for each in sizes])
+    [view] = waves(model)._family.span(size).views
     rows, columns = view.cells.shape
     width, height = size[0] / columns, size[1] / rows
     for down, across in ((0, 0), (rows // 2, columns - 1), (rows - 1, columns // 3)):
@@ -367,9 +296,9 @@ def test_a_bright_square_moves_the_token_whose_rectangle_holds_it(
             (across + 0.7) * width,
             (down + 0.7) * height,
         )
-        pictures = [_drawn(each) for each in sizes]
-        pictures[which] = _drawn(size, square)
-        energy = (_embedded(model, pictures)[0] - blank).norm(dim=1).numpy()
+        pictures = [drawn(each) for each in sizes]
+        pictures[which] = drawn(size, square)
+        energy = (embedded(model, pictures)[0] - blank).norm(dim=1).numpy()
         here = row.starts[which] + view.cells
         assert energy[here[down, across]] > 0.8 * energy.sum() > 0
         energy[here] = 0

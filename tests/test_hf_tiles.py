@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,18 +18,31 @@ import numpy.typing as npt
 import pytest
 import tiny
 import torch
-from PIL import Image
 from tiny_idefics3 import idefics3, smolvlm
 from tiny_llava_next import llava_next
-from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 from transformers.models.smolvlm import processing_smolvlm
-from whitebox import SHAPES, answered, ask, close, model_of
+from whitebox import (
+    SHAPES,
+    answered,
+    ask,
+    close,
+    drawn,
+    eager_rows,
+    embedded,
+    greedy,
+    inputs_of,
+    model_of,
+    pixel_gradient,
+    plain,
+    row_of,
+    set_apart,
+    waves,
+)
 
 from adapters import hf
-from adapters._hf_checkpoint import find, load_processor
-from harness.pictures import Memory, Picture
-from harness.types import Box, Capability, Decoding, ImportanceMap, ReadMap, Request
+from harness.pictures import Picture
+from harness.types import Box, Capability, Decoding, ImportanceMap, ReadMap
 
 Grid = npt.NDArray[np.int64]
 
@@ -63,38 +75,12 @@ def models(folders: dict[str, Path]) -> dict[str, hf.Hf]:
     return {name: model_of(folder) for name, folder in folders.items()}
 
 
-@functools.cache
-def _plain(folder: Path) -> tuple[Any, Any]:
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder, attn_implementation="eager", dtype=torch.float32
-    )
-    if model.config.model_type == "smolvlm":  # transformers would load its processor with torchvision alone
-        processor = load_processor(find(str(folder), None, trust_remote_code=False), trust_remote_code=False)
-    else:
-        processor = AutoProcessor.from_pretrained(folder, backend="pil")
-    return model.eval().requires_grad_(False), processor
-
-
-def _inputs(folder: Path, request: Request) -> Any:
-    """A request through the checkpoint's own processor alone."""
-    _, processor = _plain(folder)
-    content = [{"type": "image"} for _ in request.images]
-    content.append({"type": "text", "text": request.text})
-    messages = [{"role": "user", "content": content}]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    images = [picture.open() for picture in request.images]
-    bare = text.startswith(processor.tokenizer.bos_token)
-    return processor(
-        text=text, images=[images] if images else None, return_tensors="pt", add_special_tokens=not bare
-    )
-
-
 # ---------------------------------------------------------------- where transformers puts image tokens
 
 
 def _grids(folder: Path, inputs: Any, picture: Picture) -> list[Grid]:
     """Columns of the first picture's tokens by their place in the picture, the finest grid first."""
-    model, processor = _plain(folder)
+    model, processor = plain(folder)
     columns = (inputs["input_ids"][0] == model.config.image_token_id).nonzero().flatten().numpy()
     if model.config.model_type in ("idefics3", "smolvlm"):
         return _idefics_grids(model, columns, _cut(processor, picture))
@@ -192,15 +178,11 @@ def _laid_out(values: Any, grids: Sequence[Grid], found: ImportanceMap, size: tu
 def test_tokens_and_pixels_are_the_official_processors(
     folders: dict[str, Path], models: dict[str, hf.Hf], name: str, sizes: list[tuple[int, int]]
 ) -> None:
-    models[name].generate([ask()])
     pictures = tuple(tiny.photo(seed, *size) for seed, size in enumerate(sizes))
     request = dataclasses.replace(ask(), images=pictures)
-    waves = models[name]._waves
-    assert waves is not None
-    row = waves._row(request)
-    inputs = _inputs(folders[name], request)
-    assert list(row.tokens) == inputs["input_ids"][0].tolist()
-    family: Any = waves._family
+    inputs = inputs_of(folders[name], request)
+    assert list(row_of(models[name], request).tokens) == inputs["input_ids"][0].tolist()
+    family = waves(models[name])._family
     if pictures:
         official = inputs["pixel_values"].flatten(0, 1)
         tiles = torch.cat([family.leaf(family.pixels(picture)) for picture in pictures])
@@ -212,14 +194,11 @@ def test_tokens_and_pixels_are_the_official_processors(
 def test_greedy_text_is_what_transformers_generates(
     folders: dict[str, Path], models: dict[str, hf.Hf], name: str, images: int
 ) -> None:
-    model, processor = _plain(folders[name])
+    model, processor = plain(folders[name])
     for number in (0, 2):
         request = ask(number, images)
-        inputs = _inputs(folders[name], request)
-        out = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-        assert answered(models[name], request).text == processor.tokenizer.decode(
-            out, skip_special_tokens=True
-        )
+        expected = greedy(model, processor, inputs_of(folders[name], request))
+        assert answered(models[name], request).text == expected
 
 
 # ---------------------------------------------------------------- maps
@@ -230,7 +209,7 @@ def test_greedy_text_is_what_transformers_generates(
 def test_attention_and_gradient_maps_are_those_of_the_whole_eager_graph(
     folders: dict[str, Path], models: dict[str, hf.Hf], name: str, images: int
 ) -> None:
-    model, _ = _plain(folders[name])
+    model, _ = plain(folders[name])
     layers: list[Any] = [1, 2, "all"]
     for number in (0, 2, 4):
         request = dataclasses.replace(
@@ -239,25 +218,14 @@ def test_attention_and_gradient_maps_are_those_of_the_whole_eager_graph(
             probes=tuple(ReadMap(layer, kind=kind) for kind in KINDS for layer in layers),
         )
         size = request.images[0].size
-        inputs = _inputs(folders[name], request)
+        inputs = inputs_of(folders[name], request)
         grids = _grids(folders[name], inputs, request.images[0])
-        with torch.enable_grad():
-            inputs["pixel_values"].requires_grad_()
-            out = model(**inputs, output_attentions=True)
-            best = out.logits[0, -1].log_softmax(dim=-1).max()
-            gradients = torch.autograd.grad(best, out.attentions)
-        attention = torch.stack([one[0, :, -1].mean(dim=0) for one in out.attentions]).detach().numpy()
-        weighted = torch.stack(
-            [
-                (one[0, :, -1] * gradient[0, :, -1].clamp(min=0)).mean(dim=0)
-                for one, gradient in zip(out.attentions, gradients, strict=True)
-            ]
-        )
+        attention, weighted = eager_rows(model, inputs)
         maps = answered(models[name], request).maps
         for place, layer in enumerate(layers):
             for found, values, share in (
                 (maps[place], attention, 1e-5),
-                (maps[3 + place], weighted.detach().numpy(), 1e-4),
+                (maps[3 + place], weighted, 1e-4),
             ):
                 wanted = values.mean(axis=0) if layer == "all" else values[layer]
                 close(found, _laid_out(wanted, grids, found, size), share)
@@ -268,18 +236,14 @@ def test_attention_and_gradient_maps_are_those_of_the_whole_eager_graph(
 def test_the_pixel_gradient_is_autograds_on_the_official_pixels(
     folders: dict[str, Path], models: dict[str, hf.Hf], name: str, size: tuple[int, int]
 ) -> None:
-    model, processor = _plain(folders[name])
+    model, processor = plain(folders[name])
     request = dataclasses.replace(
         ask(), images=(tiny.photo(7, *size),), probes=(ReadMap(kind="pixels"),), decoding=Decoding(0)
     )
-    inputs = _inputs(folders[name], request)
-    with torch.enable_grad():
-        pixels = inputs["pixel_values"].requires_grad_()
-        best = model(**inputs).logits[0, -1].log_softmax(dim=-1).max()
-        (gradient,) = torch.autograd.grad(best, [pixels])
+    inputs = inputs_of(folders[name], request)
     (found,) = answered(models[name], request).maps
     assert found.rectangle == (0.0, 0.0, *size)
-    norm = gradient[0].norm(dim=1).numpy()
+    norm = pixel_gradient(model, inputs)[0].norm(dim=1).numpy()
     if model.config.model_type in ("idefics3", "smolvlm"):
         canvas, whole = _side_by_side(norm[:-1], _cut(processor, request.images[0])), norm[-1]
     else:
@@ -314,49 +278,12 @@ def _stretched(values: Any, shape: tuple[int, int]) -> Any:
     return values
 
 
-# ---------------------------------------------------------------- batches
-
-
 # ---------------------------------------------------------------- where a cell is in the picture
-
-
-def _drawn(size: tuple[int, int], square: tuple[float, ...] | None = None) -> Picture:
-    """A dark picture, or one with a bright square."""
-    image = Image.new("RGB", size, (90, 90, 90))
-    if square is not None:
-        image.paste((255, 255, 255), tuple(map(round, square)))
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return Picture(Memory(data.getvalue(), "square.png"))
-
-
-def _embedded(model: hf.Hf, pictures: Sequence[Picture]) -> tuple[torch.Tensor, Any]:
-    """What the decoder is given for a prompt with pictures, and the prompt's row."""
-    assert model._waves is not None
-    request = dataclasses.replace(ask(), images=tuple(pictures))
-    seen: list[torch.Tensor] = []
-    core = model._waves._weights.model
-    hook = core.get_decoder().register_forward_pre_hook(
-        lambda _, __, named: seen.append(named["inputs_embeds"]), with_kwargs=True
-    )
-    answered(model, dataclasses.replace(request, decoding=Decoding(max_tokens=1)))
-    hook.remove()
-    return seen[0][0], model._waves._row(request)
 
 
 @pytest.fixture(scope="module")
 def apart(folders: dict[str, Path]) -> dict[str, hf.Hf]:
-    """The same models, but no patch attends to another: a token shows its own pixels alone."""
-    models = {}
-    for name, folder in folders.items():
-        models[name] = model_of(folder)
-        answered(models[name], ask(images=0))
-        waves = models[name]._waves
-        assert waves is not None
-        for path, weights in waves._weights.named_parameters():
-            if "vision" in path and "out_proj" in path:
-                weights.zero_()
-    return models
+    return {name: set_apart(folder, "vision", "out_proj") for name, folder in folders.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -368,19 +295,17 @@ def test_a_bright_square_is_found_in_the_cells_whose_rectangles_hold_it(
     model = apart[name]
     sizes = [(320, 400), (320, 400)]
     sizes[which] = size
-    blank, row = _embedded(model, [_drawn(each) for each in sizes])
-    assert model._waves is not None
-    family: Any = model._waves._family
-    span = family.span(size)
+    blank, row = embedded(model, [drawn(each) for each in sizes])
+    span = waves(model)._family.span(size)
     rows, columns = span.views[0].cells.shape
     cells = _cells(span.views[0].rectangle, (rows, columns))
     for place in ((1, 1), (rows // 2, columns - 2), (rows - 2, columns // 3)):
         x1, y1, x2, y2 = cells[place]
         across, down = 0.2 * (x2 - x1), 0.2 * (y2 - y1)
         square = (x1 + across, y1 + down, x2 - across, y2 - down)
-        pictures = [_drawn(each) for each in sizes]
-        pictures[which] = _drawn(size, square)
-        energy = (_embedded(model, pictures)[0] - blank).norm(dim=1).numpy()
+        pictures = [drawn(each) for each in sizes]
+        pictures[which] = drawn(size, square)
+        energy = (embedded(model, pictures)[0] - blank).norm(dim=1).numpy()
         for view in span.views:
             here = energy[row.starts[which] + view.cells]
             boxes = _cells(view.rectangle, here.shape)
@@ -430,8 +355,7 @@ def test_idefics_tiles_are_the_official_ones_whatever_the_settings(
     ]
     requests = [dataclasses.replace(ask(), images=(one,), probes=(ReadMap(2),)) for one in pictures]
     for request, response in zip(requests, model.generate(requests), strict=True):
-        inputs = _inputs(copy, request)
-        assert model._waves is not None
-        assert list(model._waves._row(request).tokens) == inputs["input_ids"][0].tolist()
-        cut = _cut(_plain(copy)[1], request.images[0])
+        inputs = inputs_of(copy, request)
+        assert list(row_of(model, request).tokens) == inputs["input_ids"][0].tolist()
+        cut = _cut(plain(copy)[1], request.images[0])
         assert response.maps[0].values.shape == (4 * max(1, cut[0]), 4 * max(1, cut[1]))

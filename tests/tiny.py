@@ -53,8 +53,8 @@ CHAT = (  # LLaVA-1.5's on the hub, word for word in what it renders
 )
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with LLaVA's special tokens."""
+def tokenizer(*, names_image: bool = True) -> PreTrainedTokenizerFast:
+    """A tokenizer with LLaVA's special tokens, which knows its image token by that name or not."""
     bpe = _bpe(SPECIALS)
     bpe.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", SPECIALS.index("<s>"))]
@@ -67,7 +67,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         padding_side="left",
         model_max_length=4096,
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": "<image>"} if names_image else {},
     )
 
 

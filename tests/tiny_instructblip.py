@@ -18,7 +18,6 @@ from transformers import (
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 QUERIES = 8
 
@@ -32,21 +31,6 @@ def _reader() -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
-
-
-def _words() -> PreTrainedTokenizerFast:
-    """The decoder's, which must not know its image token by that name, as the hub's does not."""
-    bpe = tiny._bpe(SPECIALS)
-    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        padding_side="left",
-        model_max_length=4096,
     )
 
 
@@ -66,7 +50,7 @@ def instructblip(
 
     flan: its language model is an encoder and a decoder, as Flan-T5 is.
     """
-    words = _words()
+    words = tiny.tokenizer(names_image=False)  # as the hub's, the decoder's has no image token by name
     processor = InstructBlipProcessor(
         BlipImageProcessorPil(size={"height": side, "width": side}),
         words,
@@ -106,6 +90,6 @@ def instructblip(
         ),
         text_config=text,
         num_query_tokens=queries,
-        image_token_index=SPECIALS.index("<image>"),
+        image_token_index=tiny.SPECIALS.index("<image>"),
     )
     return tiny._save(InstructBlipForConditionalGeneration(config), processor, folder, seed)
