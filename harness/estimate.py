@@ -112,6 +112,7 @@ class _Tally:
 def _stand_in(model: Model, tally: _Tally) -> Model:
     """`model` with every model in it that would really answer replaced, a method's further ones too."""
     if isinstance(model, Method):
+        model = model.rehearsed()
         inner = {
             knob.name: _stand_in(getattr(model, knob.name), tally)
             for knob in dataclasses.fields(model)
