@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -66,11 +67,15 @@ def fingerprint(folder: Path) -> str:
 
 
 def pick_device(device: str) -> str:
-    """`auto` is CUDA where torch sees it, otherwise the CPU. Raises `ModelError` if it is not there."""
+    """`auto` is CUDA where torch sees it, otherwise the CPU; of several processes that a launcher started,
+    each takes the GPU of its LOCAL_RANK. Raises `ModelError` if it is not there."""
     import torch
 
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        place = os.environ.get("LOCAL_RANK", "")
+        return f"cuda:{int(place) % torch.cuda.device_count()}" if place.isdigit() else "cuda"
     try:
         kind = torch.device(device).type
     except RuntimeError:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
     from harness.cache import Answers
     from harness.engine import Progress, Run
+    from harness.resolve import DenseLines
     from harness.sweep import Outcome, Plan
+    from harness.types import Retrieval
 
 RUNS = Path("results/runs")
+DENSE = "dense.jsonl"
+"""In a run's directory, where its answers are dense texts."""
+
 KINDS = ("tasks", "models", "methods", "metrics")
 
 COMPLETE, FAULTY, REFUSED, FAILED, SPENT, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -89,13 +94,36 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Run a task on a model, with methods around it. Repeating the command resumes the run."""
-    from harness import engine, resolve
+    from harness import engine, matching, resolve
 
     with _errors(verbose):
         answers = _answers(out) if cache and not dry_run else None
         the_task = resolve.make_task(_judged(task, judge), answers)
         methods = [resolve.make_method(spec, answers) for spec in method or ()]
         the_model = resolve.make_model(model, answers)
+        matching.check(the_task, the_model)
+        if (retrieval := matching.as_retrieval(the_task)) is not None:
+            matching.refuse(
+                the_task.name,
+                {
+                    "--method": method,
+                    "--samples": samples,
+                    "--repeats": repeats != 1,
+                    "--seed": seed,
+                    "--batch": batch,
+                    "--max-failures": max_failures is not None,
+                    "--save-traces": save_traces,
+                    "--budget": budget is not None,
+                    "--dry-run": dry_run,
+                    "--estimate": estimate,
+                },
+            )
+            with _progress(the_task.name) as progress:
+                result = matching.run(
+                    retrieval, cast(Any, the_model), out=out, limit=limit, progress=progress, warn=_warn
+                )
+            _show_result(result)
+            raise typer.Exit(_exit_code(result))
         if dry_run:
             _show_prompts(the_task, engine.compose(the_model, methods), limit, samples or (), seed)
             return
@@ -130,8 +158,74 @@ def run(
                 progress=progress,
                 warn=_warn,
             )
+        _leave_dense(result)
         _show_result(result)
         raise typer.Exit(_exit_code(result))
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="What to train: seps:impl=laps,backbone=vit-224, ...")],
+    data: Annotated[
+        str, typer.Option("--data", help="A retrieval task, of which the training split is taken.")
+    ],
+    val: Annotated[
+        str | None,
+        typer.Option(help="The task that chooses the epoch [default: --data's validation split]."),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="released or paper: their hyperparameters.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the checkpoint [default: below results/runs/training]."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="How often the data are seen.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=2, help="Pairs of a step, over all processes together.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and augmentation.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE of the recipe: lr=1e-3, milestones=9+15; repeatable."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="Of the encoders: fp32, bf16 or fp16 [default: fp32].")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that load data [default: 8 on a GPU, else 0].")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train a matcher on a task's training split. Repeating the command resumes where it stopped.
+
+    With more than one GPU: accelerate launch --num_processes N .venv/bin/fovea train ...
+    """
+    from harness import resolve
+    from harness.errors import SpecError
+
+    with _errors(verbose):
+        spec = resolve.parse(model)
+        try:
+            trainer = resolve.verb("train", f"adapters.{spec.name}.train")
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("adapters"):
+                raise
+            raise SpecError(f"{spec.name} cannot be trained here; seps can") from None
+        if spec.positional:
+            raise SpecError(f"{model}: what is {spec.positional[0]!r}? Write key=value, such as impl=laps")
+        given = {"epochs": epochs, "batch": batch, "seed": seed, "precision": precision}
+        settings = {name: str(value) for name, value in given.items() if value is not None}
+        trainer(
+            spec.knobs,
+            _retrieval(_of_split(data, "train")),
+            _retrieval(val or _of_split(data, "val")),
+            preset=preset,
+            settings={**_settings(set_ or ()), **settings},
+            out=out,
+            device=device,
+            workers=workers,
+            say=typer.echo,
+        )
 
 
 @app.command()
@@ -163,6 +257,8 @@ def sweep(
             ended.append(outcome)
             if not outcome.good:
                 _warn(f"{outcome.cell}: {outcome.reason}")
+            if outcome.run is not None:
+                _leave_dense(outcome.run)
         runs = list(dict.fromkeys(outcome.run.path for outcome in ended if outcome.run is not None))
         if runs:
             resolve.verb("board")(runs, resolve.metric_from, _console())
@@ -177,7 +273,8 @@ def score(
     ] = None,
     judge: JudgeSpec = None,
     submission: Annotated[
-        Path | None, typer.Option(help="Write the evaluation server's file for a split without answers.")
+        Path | None,
+        typer.Option(help="Write the evaluation server's file of a split without answers, or dense texts."),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -385,6 +482,27 @@ def _judged(task: str, judge: str | None) -> str:
     return spec
 
 
+def _of_split(task: str, split: str) -> str:
+    """A task's spec for one of its splits."""
+    from harness import resolve
+    from harness.errors import SpecError
+
+    parsed = resolve.parse(task)
+    if "split" in parsed.knobs:
+        raise SpecError(f"{task}: leave split out; training takes the splits train and val by itself")
+    return f"{task}{',' if parsed.positional or parsed.knobs else ':'}split={split}"
+
+
+def _retrieval(spec: str) -> Retrieval:
+    from harness import matching, resolve
+    from harness.errors import SpecError
+
+    task = matching.as_retrieval(resolve.make_task(spec))
+    if task is None:
+        raise SpecError(f"{spec} is no retrieval task; matchers train on flickr30k_retrieval, coco_retrieval")
+    return task
+
+
 def _answers(out: Path) -> Answers:
     from harness.cache import Answers
 
@@ -399,6 +517,9 @@ def _submit(runs: list[Path], file: Path) -> None:
     if len(runs) != 1:
         raise SpecError(f"--submission takes one run; {len(runs)} were given")
     task = store.read_run(runs[0])["identity"]["task"]["name"]
+    if (dense_lines := resolve.dense_lines_of(task)) is not None:
+        _write_dense(runs[0], file, dense_lines)
+        return
     records = list(store.read_records(runs[0]))
     pairs = [(record.sample(), record.answer) for record in records if record.failure is None]
     content = resolve.submission_of(task)(pairs)
@@ -406,6 +527,48 @@ def _submit(runs: list[Path], file: Path) -> None:
     typer.echo(f"{file}: {len(pairs)} answers of {task}")
     if len(pairs) < len(records):
         _warn(f"{len(records) - len(pairs)} samples failed and have no answer; run again to retry them")
+
+
+def _leave_dense(result: Run) -> None:
+    """RUN/dense.jsonl, where the run's answers are dense texts and none is missing."""
+    from harness import resolve
+    from harness.errors import DataError
+
+    lines = resolve.dense_lines_of(result.header["identity"]["task"]["name"])
+    if lines is not None:
+        try:
+            _write_dense(result.path, result.path / DENSE, lines)
+        except DataError as error:
+            _warn(str(error))
+
+
+def _write_dense(run: Path, file: Path, lines: DenseLines) -> None:
+    """The dense texts of all images of a run's task, in the task's order; DataError while one is missing."""
+    from harness import store
+    from harness.errors import DataError
+    from harness.types import Response
+
+    header = store.read_run(run)
+    chosen = header["selection"]
+    records = store.read_records(run)
+    found = {each.sample_id: each for each in records if each.failure is None and each.repeat == 0}
+    missing = chosen["of"] - sum(name in found for name in chosen["ids"])
+    if missing:
+        raise DataError(
+            f"no dense texts were written: {missing:,} of {chosen['of']:,} images have none yet, and a file "
+            "with gaps would give images their neighbours' texts. Repeat the run's command, without --limit "
+            "or --samples, until none is missing"
+        )
+    ended = [found[name] for name in chosen["ids"]]
+    answers = [(each.sample(), Response(each.answer, each.finish_reason)) for each in ended]
+    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines(header, answers))
+    draft = file.with_name(file.name + ".new")
+    try:
+        draft.write_bytes(content.encode("utf-8", "replace"))  # half a character, which a model may write
+        draft.replace(file)
+    except OSError as error:
+        raise DataError(f"{file} cannot be written: {error.strerror}; name another file") from None
+    typer.echo(f"{file}: {len(answers):,} dense texts")
 
 
 def _run_directories(paths: list[Path]) -> list[Path]:

@@ -32,7 +32,7 @@ from typing import Any, Literal
 from harness.cache import Answers
 from harness.engine import Wrap, compose
 from harness.errors import SpecError
-from harness.types import Json, Metric, Model, Sample, Task
+from harness.types import Json, Metric, Model, Response, Sample, Task
 
 Kind = Literal["task", "model", "method", "metric"]
 ROOMS: dict[Kind, str] = {
@@ -111,12 +111,29 @@ def _takes_judge(kind: Kind, name: str) -> bool:
 
 def submission_of(task: str) -> Callable[[Sequence[tuple[Sample, str]]], Json]:
     """What writes the evaluation server's file for runs of a task. SpecError where there is no server."""
+    writer = _of_task(task, "submission")
+    if writer is None:
+        raise SpecError(
+            f"{task} has no evaluation server; --submission is for docvqa, textvqa and vqav2, and for the "
+            "dense texts of coco_dense and flickr30k_dense"
+        )
+    return typing.cast(Callable[[Sequence[tuple[Sample, str]]], Json], writer)
+
+
+DenseLines = Callable[[Mapping[str, Any], Sequence[tuple[Sample, Response]]], list[Json]]
+
+
+def dense_lines_of(task: str) -> DenseLines | None:
+    """What makes the lines of a dense-text file of a run's header and answers, one per sample in the task's
+    order; None for a task whose answers are no dense texts."""
+    return typing.cast(DenseLines | None, _of_task(task, "dense_lines"))
+
+
+def _of_task(task: str, name: str) -> Any:
+    """What a task's file exports beside the task; None where it does not."""
     where = names("task").get(task)
     module = importlib.import_module(f"tasks.{task}") if isinstance(where, Path) else None
-    writer = getattr(module, "submission", None)
-    if writer is None:
-        raise SpecError(f"{task} has no evaluation server; --submission is for docvqa, textvqa and vqav2")
-    return typing.cast(Callable[[Sequence[tuple[Sample, str]]], Json], writer)
+    return getattr(module, name, None)
 
 
 def verb(name: str, module: str = "leaderboard.cli") -> Callable[..., Any]:

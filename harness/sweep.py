@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from harness import engine, resolve
+from harness import engine, matching, resolve
 from harness.cache import Answers
 from harness.errors import FoveaError, ModelError
 from harness.grid import Cell, Grid, cells, refuse
@@ -43,7 +43,11 @@ class Plan:
     def samples(self, cell: Cell) -> int | None:
         """How many a cell asks for; None where its task cannot be made."""
         task = self.tasks.get(cell.task)
-        return None if task is None else min(len(task.samples), self.limit or len(task.samples))
+        if task is None:
+            return None
+        retrieval = matching.as_retrieval(task)
+        number = len(task.samples) if retrieval is None else len(retrieval.ids)
+        return min(number, self.limit or number)
 
     @property
     def requests(self) -> int:
@@ -86,10 +90,17 @@ def prepare(grid: Grid, limit: int | None = None, cache: Answers | None = None) 
     plan.metrics = list(all_of(grid.metrics, resolve.make_metric).values())
     plan.models = all_of((cell.model for cell in plan.cells), resolve.make_model)
     plan.tasks = all_of((cell.task for cell in plan.cells), resolve.make_task)
+    for cell in plan.cells:
+        if cell.methods and matching.as_retrieval(plan.tasks.get(cell.task)) is not None:
+            attempt(cell.short, matching.refuse, cell.task, {"methods": cell.methods})
+    matchers = {spec for spec, model in plan.models.items() if hasattr(model, "similarity")}
     for model, chain in dict.fromkeys((cell.model, cell.methods) for cell in plan.cells):
-        if model in plan.models and all(spec in plan.methods for spec in chain):
+        if model in plan.models.keys() - matchers and chain and all(spec in plan.methods for spec in chain):
             wraps = [plan.methods[spec] for spec in chain]
             attempt(f"{model} · {' > '.join(chain)}", engine.compose, plan.models[model], wraps)
+    for task, model in dict.fromkeys((cell.task, cell.model) for cell in plan.cells):
+        if task in plan.tasks and model in plan.models:
+            attempt(f"{task} · {model}", matching.check, plan.tasks[task], plan.models[model])
     return plan
 
 
@@ -145,9 +156,12 @@ def _run_cell(
     warn: Callable[[str], None],
 ) -> engine.Run:
     methods = [plan.methods[spec] for spec in cell.methods]
+    task, model = plan.tasks[cell.task], plan.models[cell.model]
+    if (retrieval := matching.as_retrieval(task)) is not None:
+        return matching.run(retrieval, cast(Any, model), out=out, limit=plan.limit, progress=show, warn=warn)
     result = engine.run(
-        plan.tasks[cell.task],
-        plan.models[cell.model],
+        task,
+        model,
         methods,
         out=out,
         limit=plan.limit,

@@ -292,6 +292,11 @@ class Method:
         """Whether it, or a method inside it, looks at the target's region."""
         return bool(getattr(self.model, "oracle", False))
 
+    def rehearsed(self) -> Method:
+        """What stands in its place where only the cost is asked for: sends as many requests as it itself
+        could, and loads nothing."""
+        return self
+
     def describe(self) -> dict[str, Any]:
         knobs: dict[str, Any] = {"method": self.name}
         for knob in dataclasses.fields(self):
@@ -375,6 +380,71 @@ class Task:
     primary: str
     postprocess: Callable[[str], str] = str.strip
     breakdowns: tuple[str, ...] = ()
+    spec: str = ""
+
+
+# ---------------------------------------------------------------- retrieval
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What a matcher compares: every image with every text. Which text describes which image, it never says.
+
+    dense: long descriptions that come with the pool, none, one per image (`dense_of="image"`), or one per
+    text (`dense_of="text"`): a text's then describes its own image, which tells the matcher the answer.
+    fingerprint: sha256 of all of it.
+    """
+
+    images: tuple[Picture, ...]
+    texts: tuple[str, ...]
+    dense: tuple[str, ...] = ()
+    dense_of: Literal["none", "image", "text"] = "none"
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        wanted = {"none": 0, "image": len(self.images), "text": len(self.texts)}[self.dense_of]
+        if len(self.dense) != wanted:
+            raise ValueError(
+                f"{len(self.dense):,} dense texts for {len(self.images):,} images and {len(self.texts):,} "
+                f"texts; dense_of={self.dense_of} takes {wanted:,}"
+            )
+
+
+class Matcher(Protocol):
+    """Says how alike images and texts are: the model of a retrieval task."""
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides its numbers, as JSON: part of a run's identity."""
+
+    def similarity(self, pool: Pool, rows: range) -> npt.NDArray[np.float32]:
+        """(len(rows), texts): how alike these images and all texts are, higher is more. The numbers of a row
+        do not depend on which rows are asked for together, beyond rounding. Raises PictureError for an
+        image that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """A benchmark whose answer is a matrix: a `Task` for matchers. Each image and each text is a query.
+
+    owner: per text, the index of the image that it describes. ids: per image, as the dataset calls it.
+    folds: into how many equal pools, in this order, the images are cut; a query looks in its own only.
+    rank: from a similarity matrix, owner and folds, what each query's sample says of it (its meta): images
+    first, then texts. leaks: whether the pool tells a query something of its answer; such runs are marked
+    and never ranked. The other fields are a task's.
+    """
+
+    name: str
+    version: str
+    protocol: str
+    fingerprint: str
+    pool: Pool
+    owner: tuple[int, ...]
+    ids: tuple[str, ...]
+    rank: Callable[[npt.NDArray[np.float32], Sequence[int], int], list[dict[str, Json]]]
+    metrics: tuple[Metric, ...]
+    primary: str
+    folds: int = 1
+    leaks: bool = False
     spec: str = ""
 
 

@@ -12,17 +12,23 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from harness.errors import DataError
+from harness.types import Json, Metric, Response, Sample
 
 Ties: TypeAlias = Literal["pessimistic", "optimistic", "mean"]
 Ranks: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
 _AT = (1, 5, 10)
+_WAYS = ("i2t", "t2i")
 _SLAB = 1 << 23  # similarities that a thread takes at once
 _BLOCK = 1 << 18  # similarities compared at once: a core's cache holds them and their comparisons
 _THREADS = 2
@@ -65,22 +71,118 @@ def summary(
     >>> {name: scores[name] for name in ("i2t_r1", "t2i_r1", "i2t_medr", "tied")}
     {'i2t_r1': 50.0, 't2i_r1': 100.0, 'i2t_medr': 1.0, 'tied': 0.0}
     """
+    parts = [
+        _numbers(*counter.ranks(ties), counter.tied) for counter, _, _ in _pools(similarity, owner, folds)
+    ]
+    if not parts:
+        return dict.fromkeys(_numbers(np.zeros(1), np.zeros(1), 0.0))
+    return {name: math.fsum(part[name] for part in parts) / folds for name in parts[0]}
+
+
+def queries(similarity: npt.ArrayLike, owner: npt.ArrayLike, folds: int = 1) -> list[dict[str, Json]]:
+    """What became of each query, images first, then texts; arguments as of `summary`.
+
+    `way` is i2t or t2i; `rank` the 0-based rank with every rival of equal similarity counted, `best_rank`
+    with none. The metric measures these.
+
+    >>> queries([[0.9, 0.1], [0.9, 0.7]], [0, 1])[2]
+    {'way': 't2i', 'rank': 1, 'best_rank': 0}
+    """
+    matrix = np.asarray(similarity)
+    found: list[dict[str, Json]] = [{} for _ in range(sum(matrix.shape))]
+    for counter, first, texts in _pools(similarity, owner, folds):
+        low, high = counter.ranks("optimistic"), counter.ranks("pessimistic")
+        images = np.arange(first, first + len(low[0]))
+        places = (("i2t", images), ("t2i", len(matrix) + texts))
+        for (way, where), best, worst in zip(places, low, high, strict=True):
+            for place, above, at_or_above in zip(where.tolist(), best.tolist(), worst.tolist(), strict=True):
+                found[place] = {"way": way, "rank": at_or_above, "best_rank": above}
+    return found
+
+
+def _pools(
+    similarity: npt.ArrayLike, owner: npt.ArrayLike, folds: int
+) -> Iterator[tuple[RankCounter, int, npt.NDArray[np.int64]]]:
+    """Per fold: its counts, its first image and its texts."""
     matrix, owners = _checked(similarity, owner)
     images = len(matrix)
     if folds < 1 or images % folds:
         raise ValueError(f"{images} images cannot be cut into {folds} equal folds")
     if not images:
-        return dict.fromkeys(_numbers(np.zeros(1), np.zeros(1), 0.0))
+        return
     size = images // folds
-    parts = []
     for first in range(0, images, size):
         mine = np.flatnonzero((owners >= first) & (owners < first + size))
         rows = matrix[first : first + size]
         contiguous = len(mine) and mine[-1] - mine[0] + 1 == len(mine)
         columns = rows[:, mine[0] : mine[-1] + 1] if contiguous else rows[:, mine]
-        counter = _counted(columns, owners[mine] - first)
-        parts.append(_numbers(*counter.ranks(ties), counter.tied))
-    return {name: math.fsum(part[name] for part in parts) / folds for name in parts[0]}
+        yield _counted(columns, owners[mine] - first), first, mine
+
+
+@dataclass(frozen=True)
+class Recall:
+    """R@1, R@5 and R@10 in both directions, their sum, and how many queries a tie decides.
+
+    ties: what a rival of equal similarity counts, as of `ranks`. Numbers are per cent, as of `summary`, but
+    for `tied`, a share; medians are in `summary` alone. All folds' queries count alike, which is the mean
+    over folds where these have equally many. Without queries of a direction its numbers are None.
+    """
+
+    ties: Ties = "pessimistic"
+    name: ClassVar[str] = "retrieval"
+    scope: ClassVar[Literal["sample"]] = "sample"
+    additive: ClassVar[bool] = True
+
+    @property
+    def variant(self) -> str:
+        return "" if self.ties == "pessimistic" else self.ties
+
+    @property
+    def higher_is_better(self) -> Mapping[str, bool]:
+        recalls = {f"{way}_r{k}": True for way in _WAYS for k in _AT}
+        return {"rsum": True, **recalls, **{f"{way}_meanr": False for way in _WAYS}, "tied": False}
+
+    def measure(self, responses: Sequence[Response], samples: Sequence[Sample]) -> list[dict[str, float]]:
+        """Of each query, from what `queries` says of it: its direction, rank and hits. Raises DataError for a
+        sample that is no query."""
+        for sample in samples:
+            if not {"way", "rank", "best_rank"} <= sample.meta.keys():
+                raise DataError(
+                    f"{sample.id} has no rank: the metric retrieval is for runs of flickr30k_retrieval and "
+                    "coco_retrieval, which rank images and texts"
+                )
+        return [self._counts(sample) for sample in samples]
+
+    def _counts(self, sample: Sample) -> dict[str, float]:
+        way, worst, best = (str(sample.meta[name]) for name in ("way", "rank", "best_rank"))
+        ranks = {"pessimistic": int(worst), "optimistic": int(best), "mean": (int(worst) + int(best)) / 2}
+        rank = ranks[self.ties]
+        counts = {f"{way}_n": 1.0, f"{way}_rank": float(rank), "tied": float(worst != best)}
+        return counts | {f"{way}_r{k}": float(rank < k) for k in _AT}
+
+    def reduce(self, counts: Sequence[Any]) -> dict[str, float | None]:
+        sums: dict[str, float] = {}
+        for count in counts:
+            for name, value in count.items():
+                sums[name] = sums.get(name, 0.0) + value
+        numbers: dict[str, float | None] = dict.fromkeys(self.higher_is_better)
+        number = {way: sums.get(f"{way}_n", 0.0) for way in _WAYS}
+        for way in _WAYS:
+            if number[way]:
+                numbers |= {f"{way}_r{k}": 100 * sums.get(f"{way}_r{k}", 0.0) / number[way] for k in _AT}
+                numbers[f"{way}_meanr"] = sums[f"{way}_rank"] / number[way] + 1
+        if all(number.values()):
+            numbers["rsum"] = math.fsum(numbers[f"{way}_r{k}"] or 0.0 for way in _WAYS for k in _AT)
+        if any(number.values()):
+            numbers["tied"] = sums["tied"] / sum(number.values())
+        return numbers
+
+
+def metric(ties: Ties = "pessimistic") -> Metric:
+    """R@K and rSum of a retrieval run; `ties` decides what a rival of equal similarity counts."""
+    if ties not in get_args(Ties):
+        raise ValueError(f"unknown tie policy {ties!r}: use one of {', '.join(get_args(Ties))}")
+    return Recall(ties)
 
 
 def _numbers(image_ranks: Ranks, text_ranks: Ranks, tied: float) -> dict[str, float]:

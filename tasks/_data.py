@@ -27,8 +27,7 @@ from typing import IO, Any, Protocol
 
 from harness.errors import DataError, PictureError, SpecError
 from harness.pictures import Picture
-from harness.types import Task
-from tasks._retrieval import Pool
+from harness.types import Retrieval, Task
 from tasks._source import Download, Source
 
 Progress = Callable[[str, int, int | None], None]
@@ -62,7 +61,7 @@ def data(
     into: Path | None,
     *,
     parse: Callable[[str], Spec],
-    make: Callable[[str], Task],
+    make: Callable[[str], Task | Retrieval],
     say: Callable[[str], None],
     progress: Progress,
 ) -> list[str]:
@@ -85,7 +84,7 @@ def data(
 
     def check() -> list[str]:
         try:
-            found = _pool(module, text, parse(text)) if hasattr(module, "pool") else make(text)
+            found = make(text)
         except DataError as error:
             return [str(error)]
         return verify(found, say, progress)
@@ -108,14 +107,6 @@ def _module(name: str) -> Any:
         if error.name == f"tasks.{name}":
             return None
         raise
-
-
-def _pool(module: Any, text: str, spec: Spec) -> Pool:
-    try:
-        found: Pool = module.pool(*spec.positional, **spec.knobs)
-    except (TypeError, KeyError, ValueError) as error:
-        raise SpecError(f"{text}: {error}") from None
-    return found
 
 
 def describe(source: Source) -> str:
@@ -154,7 +145,7 @@ def _size(number: int) -> str:
 # ---------------------------------------------------------------- is it all there
 
 
-def verify(found: Task | Pool, say: Callable[[str], None], progress: Progress) -> list[str]:
+def verify(found: Task | Retrieval, say: Callable[[str], None], progress: Progress) -> list[str]:
     """Decode every picture once: what is wrong with which. Says how many there are."""
     pictures: dict[tuple[str, Any], tuple[str, Picture]] = {}
     for name, picture in _pictures(found):
@@ -167,18 +158,18 @@ def verify(found: Task | Pool, say: Callable[[str], None], progress: Progress) -
         except PictureError as error:
             faults.append(f"{name}: {error}")
     progress("pictures", len(pictures), len(pictures))
-    many = f"{len(found.samples):,} samples" if isinstance(found, Task) else f"{len(found.texts):,} captions"
+    many = f"{len(found.samples):,} samples" if isinstance(found, Task) else f"{len(found.owner):,} captions"
     say(f"{many}, {len(pictures):,} pictures, of which {len(faults):,} cannot be read")
     return faults
 
 
-def _pictures(found: Task | Pool) -> Iterator[tuple[str, Picture]]:
+def _pictures(found: Task | Retrieval) -> Iterator[tuple[str, Picture]]:
     if isinstance(found, Task):
         for sample in found.samples:
             for picture in sample.images:
                 yield sample.id, picture
     else:
-        yield from zip(found.ids, found.images, strict=True)
+        yield from zip(found.ids, found.pool.images, strict=True)
 
 
 # ---------------------------------------------------------------- fetching

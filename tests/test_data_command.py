@@ -456,7 +456,7 @@ def test_pools_for_retrieval_are_checked_too(tmp_path: Path) -> None:
     faults, said = ask(f"coco_retrieval:root={tmp_path},size=any")
     assert said[-1] == "10 captions, 2 pictures, of which 1 cannot be read"
     assert faults[0].startswith("7: ") and "does not exist" in faults[0]
-    with pytest.raises(SpecError, match="unexpected keyword argument 'splt'"):
+    with pytest.raises(SpecError, match="no knob 'splt'. Did you mean split"):
         ask(f"coco_retrieval:root={tmp_path},splt=val")
 
 

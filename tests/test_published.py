@@ -7,9 +7,12 @@ import pytest
 from harness import resolve
 from harness.errors import DataError
 from leaderboard.published import Published, read
+from metrics import retrieval
+from tasks import scene_retrieval
 
 SHIPPED = Path(__file__).parent.parent / "results" / "published"
 VICROP, SPARC = "2502.17422", "2502.01419"
+SEPS, LAPS, D2S = "2511.01390", "", "2503.14953"
 
 HEAD = "paper: P\nvenue: V\narxiv: '1'\nconfidence: digest\nvia: a friend\n"
 ENTRY = "scores:\n  - {method: none, metric: accuracy, value: 1, unit: '%'}\n"
@@ -52,6 +55,9 @@ def entries() -> list[Published]:
         ("facts", VICROP, "5", "", "", "gqa", "", "questions", 10781),
         ("scores", SPARC, "", "sparc", "llava-1.5-7b", "coco_chair", "", "F1", 83.67),
         ("costs", SPARC, "", "sparc", "", "", "RTX 8000", "time per token", 31.21),
+        ("scores", SEPS, "1", "", "seps-swin-384", "flickr30k_retrieval", "", "rsum", 581.9),
+        ("scores", LAPS, "", "", "laps-vit-224", "flickr30k_retrieval", "", "rsum", 507.3),
+        ("scores", D2S, "", "", "d2s_vse-swin-384", "flickr30k_retrieval", "", "rsum", 553.2),
         ("facts", SPARC, "", "select=all", "", "", "", "attention inside relevant regions", 15.50),
     ],
 )
@@ -90,6 +96,27 @@ def test_what_looks_like_one_of_our_specs_is_one(entries: list[Published]) -> No
     assert {entry.task for entry in entries} <= {"", *resolve.names("task")}
     for method in {entry.method for entry in entries if ":" in entry.method}:
         resolve.make_method(method)
+
+
+def test_retrievals_numbers_bear_our_names_so_that_a_board_can_match_them(entries: list[Published]) -> None:
+    mine = [entry for entry in entries if entry.task.endswith("_retrieval")]
+    protocols = {scene_retrieval.task(protocol=p, test=1).protocol for p in ("sparse", "oracle_query")}
+    pools = {"flickr30k_retrieval": ("",), "coco_retrieval": ("1k/", "5k/")}
+    assert {(e.task, e.protocol) for e in mine} == {
+        (task, pool + protocol) for task in pools for pool in pools[task] for protocol in protocols
+    }
+    assert {entry.metric for entry in mine} <= set(retrieval.metric().higher_is_better)
+    assert all(entry.note for entry in mine)
+
+
+def test_the_six_recalls_of_seps_give_its_rsum(entries: list[Published]) -> None:
+    table: dict[tuple[str, str], dict[str, float]] = {}
+    for entry in entries:
+        if entry.arxiv == SEPS and entry.table == "1":
+            table.setdefault((entry.model, entry.protocol), {})[entry.metric] = entry.value
+    assert len(table) == 12
+    for row in table.values():
+        assert row.pop("rsum") == pytest.approx(sum(row.values()), abs=0.21) and len(row) == 6
 
 
 @pytest.mark.parametrize(

@@ -385,3 +385,10 @@ def test_ctrl_c_ends_a_sweep_with_the_command_that_resumes_it(questions: Path) -
     assert process.returncode == 130, said
     assert "0 of 2 cells complete" in printed and f"To resume: fovea sweep {grid}" in said
     assert len(store.find_runs(runs)) == 1
+
+
+def test_methods_on_retrieval_are_a_fault_before_anything_runs(tmp_path: Path) -> None:
+    text = "{name: g, tasks: ['scene_retrieval:test=2'], models: ['scripted:yes'], methods: [center_crop]}"
+    faults = sweep.prepare(read(written(tmp_path, text))).faults
+    assert any("scene_retrieval" in fault and "no methods" in fault for fault in faults)
+    assert any("scripted generates text" in fault for fault in faults)
