@@ -18,15 +18,22 @@ def board(
     console: Console,
     by: Sequence[str] = (),
 ) -> None:
-    """Print a table per comparison: runs of one task, protocol, metric and selection.
+    """Print a table per comparison: runs of one task, protocol, metric and selection; and beneath it what
+    papers report of the same.
 
     by: groupings (category, answer_type, ...) by which each comparison is also shown.
     """
     from leaderboard.board import comparisons
-    from leaderboard.terminal import breakdown, groupings, table
+    from leaderboard.published import SHIPPED, beside, read
+    from leaderboard.terminal import breakdown, groupings, reported, table
 
+    published = read(SHIPPED)
     for comparison in comparisons(runs, metric_from):
         console.print(table(comparison, console.width))
+        better = comparison.higher_is_better
+        theirs = beside(published, comparison.task, comparison.protocol, comparison.number)
+        if theirs:
+            console.print(reported(theirs, comparison.number, better))
         present = groupings(comparison)
         for name in by:
             if name in present:

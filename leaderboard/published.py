@@ -8,7 +8,7 @@ not know runs: which row an entry belongs to, the board decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import DataError
+
+SHIPPED = Path(__file__).parent.parent / "results" / "published"
 
 Kind = Literal["scores", "costs", "facts"]
 Confidence = Literal["read", "transcribed", "digest"]
@@ -69,6 +71,18 @@ def read(folder: Path) -> list[Published]:
             raise DataError(f"{folder}: {what} is given twice: {seen[entry.what].value} and {entry.value}")
         seen[entry.what] = entry
     return found
+
+
+def beside(entries: Sequence[Published], task: str, protocol: str, number: str) -> list[Published]:
+    """The scores among `entries` that may stand beside a board of this task, protocol and number, the best
+    first; a subset of the task's samples, and another protocol, are other numbers."""
+    found = [
+        entry
+        for entry in entries
+        if (entry.kind, entry.task, entry.subset) == ("scores", task, "")
+        and (entry.protocol, entry.metric) == (protocol, number)
+    ]
+    return sorted(found, key=lambda entry: -entry.value)
 
 
 def _entries(path: Path) -> Iterator[Published]:

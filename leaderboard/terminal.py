@@ -13,6 +13,7 @@ from rich.text import Text
 
 from harness.stats import Estimate
 from leaderboard.board import Comparison, Cost, Row
+from leaderboard.published import Published
 
 FOLDED = 18  # characters that a name keeps at least; the rest goes on the next line
 GAP = 2  # between columns
@@ -85,6 +86,42 @@ def breakdown(comparison: Comparison, by: str) -> Table:
                 out.add_row(shown, escape(row.model), escape(row.method), escape(_estimate(part)))
                 shown = ""
         out.add_section()
+    return out
+
+
+def reported(entries: Sequence[Published], number: str, higher_is_better: bool) -> Table:
+    """What papers report of the same task, protocol and number: theirs, unranked, with how it is known.
+
+    Of a paper's variations (an ablation's rows) only their number is told.
+    """
+    main = [entry for entry in entries if not entry.setting] or list(entries)
+    rest = len(entries) - len(main)
+    out = Table(
+        title="reported by papers, not measured here",
+        caption=escape(
+            "read: in the paper itself; transcribed: in a copy of its table; digest: in a summary's prose"
+            + (f". And {rest} variations of these in results/published" if rest else "")
+        ),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        style="dim",
+        row_styles=["dim"],
+    )
+    for heading in ("model", "method", number, "paper", "how it is known"):
+        out.add_column(escape(heading), justify="right" if heading == number else "left", overflow="fold")
+    for entry in main if higher_is_better else main[::-1]:
+        unit = "" if entry.unit == "points" else f" {entry.unit}"
+        table_of = f", table {entry.table}" if entry.table else ""
+        known = "; ".join(filter(None, (entry.confidence, entry.note)))
+        cells = (
+            entry.model,
+            entry.method,
+            f"{entry.value:g}{unit}",
+            f"{entry.paper}, {entry.venue}{table_of}",
+        )
+        out.add_row(*map(escape, (*cells, known)))
     return out
 
 

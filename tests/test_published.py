@@ -1,12 +1,15 @@
 """The numbers that papers report: the files as they are shipped, and files with mistakes."""
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from harness import resolve
 from harness.errors import DataError
-from leaderboard.published import Published, read
+from leaderboard.published import Published, beside, read
+from leaderboard.terminal import reported
 from metrics import retrieval
 from tasks import scene_retrieval
 
@@ -145,3 +148,18 @@ def test_an_entry_may_know_better_than_its_file(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(HEAD + ENTRY.replace("unit", "confidence: read, via: the PDF, unit"))
     (entry,) = read(tmp_path)
     assert (entry.confidence, entry.via, entry.paper, entry.kind) == ("read", "the PDF", "P", "scores")
+
+
+def test_a_board_has_the_papers_numbers_of_its_task_and_protocol_alone(entries: list[Published]) -> None:
+    leaking = beside(entries, "flickr30k_retrieval", "oracle_query", "rsum")
+    honest = beside(entries, "flickr30k_retrieval", "sparse", "rsum")
+    assert {entry.paper for entry in leaking} == {"SEPS"}
+    assert {"LAPS", "D2S-VSE"} <= {entry.paper for entry in honest}
+    assert [entry.value for entry in honest] == sorted((entry.value for entry in honest), reverse=True)
+    assert beside(entries, "textvqa", "vicrop", "accuracy")
+    assert all(not entry.subset for entry in beside(entries, "textvqa", "", "accuracy"))
+    assert beside(entries, "flickr30k_retrieval", "candidate", "rsum") == []
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(reported(leaking, "rsum", True))
+    shown = console.export_text()
+    assert "not measured here" in shown and "581.9" in shown and "variations" in shown
