@@ -64,7 +64,7 @@ def _config(plan: Plan, vocabulary: int) -> Config:
         patches=(side // plan.patch) ** 2,
         has_cls=True,
         vision_config=_vit(*picture, side, plan.patch),
-        text_config=text or architecture._plain(architecture._tower_config(plan.text, vision=False)),
+        text_config=text or architecture.plain(architecture.tower_config(plan.text, vision=False)),
         **{"sparse_ratio": 0.5, "aggr_ratio": 0.4, **knobs},
     )
 

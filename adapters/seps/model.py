@@ -193,7 +193,7 @@ def configure(
     """
     preset = PRESETS.get(backbone)
     name = preset.checkpoint if preset else backbone
-    vision = _tower_config(name, vision=True)
+    vision = tower_config(name, vision=True)
     family = vision.model_type
     cls = has_cls if has_cls is not None else HAS_CLS.get(family)
     if cls is None:
@@ -218,8 +218,8 @@ def configure(
         has_cls=cls,
         sparse_ratio=ratios[0] if sparse_ratio is None else sparse_ratio,
         aggr_ratio=ratios[1] if aggr_ratio is None else aggr_ratio,
-        vision_config=_plain(vision),
-        text_config=_plain(_tower_config(text, vision=False)),
+        vision_config=plain(vision),
+        text_config=plain(tower_config(text, vision=False)),
         **options,
     )
 
@@ -234,7 +234,7 @@ def _patches(vision: Any, size: int) -> int | None:
     return (size // patch) ** 2
 
 
-def _tower_config(name: str, vision: bool) -> Any:
+def tower_config(name: str, vision: bool) -> Any:
     """The transformers configuration of a tower; of a two-tower model (CLIP) the half that is asked for."""
     from transformers import AutoConfig
 
@@ -245,16 +245,15 @@ def _tower_config(name: str, vision: bool) -> Any:
     return getattr(found, "vision_config" if vision else "text_config", found)
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def plain(config: Any) -> dict[str, Any]:
     values = json.loads(config.to_json_string(use_diff=False))
     for name in ("transformers_version", "_name_or_path", "id2label", "label2id"):
         values.pop(name, None)
     return cast(dict[str, Any], values)
 
 
-def _tower(values: Mapping[str, Any], pretrained: str | None = None) -> nn.Module:
-    """A tower of random weights, or of those in `pretrained`. Without its pooler, where the class can do
-    so."""
+def _tower(values: Mapping[str, Any]) -> nn.Module:
+    """A tower of random weights, without its pooler where the class can do so."""
     from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig
 
     family = values.get("model_type")
@@ -270,14 +269,7 @@ def _tower(values: Mapping[str, Any], pretrained: str | None = None) -> nn.Modul
     options = {}
     if "add_pooling_layer" in inspect.signature(kind.__init__).parameters:
         options["add_pooling_layer"] = False  # only last_hidden_state is used
-    if pretrained is None:
-        return cast(nn.Module, kind(config, **options))
-    try:
-        return cast(
-            nn.Module, kind.from_pretrained(pretrained, config=config, use_safetensors=True, **options)
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the weights of {pretrained} do not load: {error}") from error
+    return cast(nn.Module, kind(config, **options))
 
 
 def _projection(width: int, embed: int) -> nn.Module:
@@ -286,15 +278,12 @@ def _projection(width: int, embed: int) -> nn.Module:
 
 
 class Towers(nn.Module):
-    """The picture's and the text's encoder, each followed by a linear map to C. Dense texts share the text's.
+    """The picture's and the text's encoder, each with a linear map to C; dense texts share the text's."""
 
-    pretrained: take the weights of `config.backbone` and `config.text`; otherwise they are random.
-    """
-
-    def __init__(self, config: Config, pretrained: bool = False) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        self.vision = _tower(config.vision_config, config.backbone if pretrained else None)
-        self.text = _tower(config.text_config, config.text if pretrained else None)
+        self.vision = _tower(config.vision_config)
+        self.text = _tower(config.text_config)
         self.vision_projection = _projection(_width(self.vision), config.embed_size)
         self.text_projection = _projection(_width(self.text), config.embed_size)
 
@@ -374,14 +363,13 @@ def head_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class SEPS(nn.Module):
     """Towers and head. Pictures and texts become tokens; tokens become scores.
 
-    pretrained: start from the towers' published weights (they are fetched or read from a folder); otherwise
-    all weights are random, to be filled by `load_state_dict`.
+    All weights are random, to be filled by `load_state_dict`, or by the training from published towers.
     """
 
-    def __init__(self, config: Config, pretrained: bool = False) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.towers = Towers(config, pretrained)
+        self.towers = Towers(config)
         self.head = Head(config)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
