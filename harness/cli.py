@@ -831,11 +831,9 @@ class _Lines:
         failed = f", {now.failed} failed" if now.failed else ""
         resumed = f" ({now.resumed} resumed)" if now.resumed else ""
         cost = f", {cost}" if (cost := _spent(now)) else ""
-        typer.echo(
-            f"{self.what}: {now.done}/{now.total}{resumed}{failed}, {now.spent.calls:,} calls, "
-            f"{rate:.1f}/s, {left:.0f} s left{cost}",
-            err=True,
-        )
+        calls = f", {now.spent.calls:,} calls" if now.spent.calls else ""
+        ended = f"{now.done}/{now.total}{resumed}{failed}{calls}"
+        typer.echo(f"{self.what}: {ended}, {rate:.1f}/s, {left:.0f} s left{cost}", err=True)
 
 
 def _warn(message: str) -> None:
