@@ -6,25 +6,20 @@ Nothing heavy is imported before a command needs it, so that `fovea --help` answ
 from __future__ import annotations
 
 import json
-import os
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from harness.errors import BudgetSpent, FoveaError
+from harness import screen
+from harness.errors import FoveaError
+from harness.screen import COMPLETE, FAULTY, REFUSED
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from harness.cache import Answers
-    from harness.engine import Progress, Run
+    from harness.engine import Run
     from harness.resolve import DenseLines
-    from harness.sweep import Outcome, Plan
     from harness.types import Retrieval
 
 RUNS = Path("results/runs")
@@ -33,7 +28,6 @@ DENSE = "dense.jsonl"
 
 KINDS = ("tasks", "models", "methods", "metrics")
 
-COMPLETE, FAULTY, REFUSED, FAILED, SPENT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 FAULTS = 20  # shown at most
 
 app = typer.Typer(
@@ -96,7 +90,7 @@ def run(
     """Run a task on a model, with methods around it. Repeating the command resumes the run."""
     from harness import engine, matching, resolve
 
-    with _errors(verbose):
+    with screen.errors(verbose):
         answers = _answers(out) if cache and not dry_run else None
         the_task = resolve.make_task(_judged(task, judge), answers)
         methods = [resolve.make_method(spec, answers) for spec in method or ()]
@@ -118,17 +112,17 @@ def run(
                     "--estimate": estimate,
                 },
             )
-            with _progress(the_task.name) as progress:
+            with screen.progress(the_task.name) as progress:
                 result = matching.run(
-                    retrieval, cast(Any, the_model), out=out, limit=limit, progress=progress, warn=_warn
+                    retrieval, cast(Any, the_model), out=out, limit=limit, progress=progress, warn=screen.warn
                 )
-            _show_result(result)
-            raise typer.Exit(_exit_code(result))
+            screen.show_result(result)
+            raise typer.Exit(screen.exit_code(result))
         if dry_run:
-            _show_prompts(the_task, engine.compose(the_model, methods), limit, samples or (), seed)
+            screen.show_prompts(the_task, engine.compose(the_model, methods), limit, samples or (), seed)
             return
         if estimate:
-            _show_estimate(
+            screen.show_estimate(
                 the_task,
                 the_model,
                 methods,
@@ -140,7 +134,7 @@ def run(
                 cache=answers,
             )
             return
-        with _progress(the_task.name) as progress:
+        with screen.progress(the_task.name) as progress:
             result = engine.run(
                 the_task,
                 the_model,
@@ -156,11 +150,11 @@ def run(
                 budget=budget,
                 cache=answers,
                 progress=progress,
-                warn=_warn,
+                warn=screen.warn,
             )
         _leave_dense(result)
-        _show_result(result)
-        raise typer.Exit(_exit_code(result))
+        screen.show_result(result)
+        raise typer.Exit(screen.exit_code(result))
 
 
 @app.command()
@@ -203,7 +197,7 @@ def train(
     from harness import resolve
     from harness.errors import SpecError
 
-    with _errors(verbose):
+    with screen.errors(verbose):
         spec = resolve.parse(model)
         try:
             trainer = resolve.verb("train", f"adapters.{spec.name}.train")
@@ -244,25 +238,27 @@ def sweep(
     from harness import resolve, sweep
     from harness.grid import read
 
-    with _errors(verbose):
+    with screen.errors(verbose):
         answers = None if dry_run else _answers(out)
         plan = sweep.prepare(read(grid, _settings(set_ or ())), limit, answers)
         if dry_run:
-            _show_cells(plan)
+            screen.show_cells(plan)
         plan.check()
         if dry_run:
             return
         ended = []
-        for outcome in sweep.run(plan, out=out, budget=budget, cache=answers, progress=_progress, warn=_warn):
+        for outcome in sweep.run(
+            plan, out=out, budget=budget, cache=answers, progress=screen.progress, warn=screen.warn
+        ):
             ended.append(outcome)
             if not outcome.good:
-                _warn(f"{outcome.cell}: {outcome.reason}")
+                screen.warn(f"{outcome.cell}: {outcome.reason}")
             if outcome.run is not None:
                 _leave_dense(outcome.run)
         runs = list(dict.fromkeys(outcome.run.path for outcome in ended if outcome.run is not None))
         if runs:
-            resolve.verb("board")(runs, resolve.metric_from, _console())
-        raise typer.Exit(_close_sweep(plan, ended))
+            resolve.verb("board")(runs, resolve.metric_from, screen.console())
+        raise typer.Exit(screen.close_sweep(plan, ended))
 
 
 @app.command()
@@ -282,7 +278,7 @@ def score(
     from harness import engine, resolve, store
     from harness.errors import SpecError
 
-    with _errors(verbose):
+    with screen.errors(verbose):
         if submission is not None:
             _submit(_run_directories(runs), submission)
             return
@@ -296,8 +292,8 @@ def score(
             if judge and not any(hasattr(each, "judge") for each in metrics):
                 raise SpecError("none of these metrics asks a judge: --metric clair --judge SPEC does")
             summary = engine.score(path, metrics)
-            _console().print(f"[bold]{path}[/]")
-            _show_scores(summary)
+            screen.console().print(f"[bold]{path}[/]")
+            screen.show_scores(summary)
 
 
 @app.command()
@@ -309,7 +305,7 @@ def data(
     """Say where a task's files come from; check those that are there; fetch what is openly downloadable."""
     from harness import resolve
 
-    with _errors(verbose), _bar() as progress:
+    with screen.errors(verbose), screen.bar() as progress:
         faults = resolve.verb("data", "tasks._data")(
             task,
             fetch,
@@ -321,7 +317,7 @@ def data(
     for fault in faults[:FAULTS]:
         typer.secho(fault, err=True, fg="red")
     if len(faults) > FAULTS:
-        _warn(f"and {len(faults) - FAULTS:,} more")
+        screen.warn(f"and {len(faults) - FAULTS:,} more")
     raise typer.Exit(FAULTY if faults else COMPLETE)
 
 
@@ -333,7 +329,7 @@ def list_(
     """List what exists, or show one thing with its knobs."""
     from harness import resolve
 
-    with _errors(False):
+    with screen.errors(False):
         kinds = dict(zip(KINDS, resolve.ROOMS, strict=True))
         if kind not in kinds:
             raise typer.BadParameter(f"{kind!r} is not one of {', '.join(KINDS)}", param_hint="KIND")
@@ -359,9 +355,9 @@ def board(
     """Show runs as a leaderboard: score, interval, n of N, difference to no method, cost."""
     from harness import resolve
 
-    with _errors(verbose):
+    with screen.errors(verbose):
         found = _run_directories(runs or [RUNS])
-        resolve.verb("board")(found, resolve.metric_from, _console(), by or ())
+        resolve.verb("board")(found, resolve.metric_from, screen.console(), by or ())
 
 
 @app.command()
@@ -378,7 +374,7 @@ def show(
     """Draw samples of a run: the map over the picture, the crop, the answer; one PNG each."""
     from harness import resolve, store
 
-    with _errors(verbose):
+    with screen.errors(verbose):
         faults = resolve.verb("samples")(
             run,
             samples or (),
@@ -405,7 +401,7 @@ def demo(
 
     arms = ["", "full_twice", "random_crop", "center_crop"]
     arms += [f"vicrop:locate={locate}" for locate in ("raw_att", "rel_att", "oracle")]
-    with _errors(verbose):
+    with screen.errors(verbose):
         if model == "hf:assets/demo":
             model = f"hf:{Path(__file__).parent.parent / 'assets' / 'demo'}"
         task = resolve.make_task("small_detail")
@@ -413,7 +409,7 @@ def demo(
         results = {}
         for arm in arms:
             methods = [resolve.make_method(arm)] if arm else []
-            with _progress(arm or "full image") as progress:
+            with screen.progress(arm or "full image") as progress:
                 results[arm] = engine.run(
                     task,
                     resolve.make_model(model),
@@ -422,15 +418,15 @@ def demo(
                     limit=scenes,
                     cache=answers,
                     progress=progress,
-                    warn=_warn,
+                    warn=screen.warn,
                 )
-            if _exit_code(results[arm]):
-                raise typer.Exit(_exit_code(results[arm]))
+            if screen.exit_code(results[arm]):
+                raise typer.Exit(screen.exit_code(results[arm]))
         runs = [result.path for result in results.values()]
-        resolve.verb("board")(runs, resolve.metric_from, _console())
+        resolve.verb("board")(runs, resolve.metric_from, screen.console())
         picture = out / "scenes.png"
         resolve.verb("scenes")(task, results[""].path, results["vicrop:locate=rel_att"].path, picture)
-        _console().print(f"\nFour scenes with the crop and both answers: {picture}")
+        screen.console().print(f"\nFour scenes with the crop and both answers: {picture}")
 
 
 @app.command()
@@ -440,7 +436,7 @@ def cache(
     verbose: Verbose = False,
 ) -> None:
     """Show the answers kept beside the runs, or forget them."""
-    with _errors(verbose):
+    with screen.errors(verbose):
         path = out / "cache.sqlite"
         if not path.exists():
             typer.echo(f"{path}: no answers yet")
@@ -526,7 +522,7 @@ def _submit(runs: list[Path], file: Path) -> None:
     file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     typer.echo(f"{file}: {len(pairs)} answers of {task}")
     if len(pairs) < len(records):
-        _warn(f"{len(records) - len(pairs)} samples failed and have no answer; run again to retry them")
+        screen.warn(f"{len(records) - len(pairs)} samples failed and have no answer; run again to retry them")
 
 
 def _leave_dense(result: Run) -> None:
@@ -539,7 +535,7 @@ def _leave_dense(result: Run) -> None:
         try:
             _write_dense(result.path, result.path / DENSE, lines)
         except DataError as error:
-            _warn(str(error))
+            screen.warn(str(error))
 
 
 def _write_dense(run: Path, file: Path, lines: DenseLines) -> None:
@@ -583,12 +579,6 @@ def _run_directories(paths: list[Path]) -> list[Path]:
     return found
 
 
-def _exit_code(result: Run) -> int:
-    if result.status in _UNFINISHED:
-        return _UNFINISHED[result.status]
-    return FAILED if result.status != "complete" or result.failed else COMPLETE
-
-
 def _settings(words: Sequence[str]) -> dict[str, str]:
     """NAME=VALUE of every --set."""
     from harness.errors import SpecError
@@ -597,268 +587,3 @@ def _settings(words: Sequence[str]) -> dict[str, str]:
         if "=" not in word:
             raise SpecError(f"--set {word}: write --set NAME=VALUE")
     return {name: value for name, _, value in (word.partition("=") for word in words)}
-
-
-def _show_cells(plan: Plan) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("task", "model", "methods", "samples")
-    for column in table.columns:
-        column.overflow = "fold"  # a spec's last knob may be all that tells two cells apart
-    for cell in plan.cells:
-        samples = plan.samples(cell)
-        known = "?" if samples is None else f"{samples:,}"
-        table.add_row(*map(escape, (cell.task, cell.model, cell.chain, known)))
-    _console().print(table)
-    typer.echo(f"{len(plan.cells)} cells, {plan.requests:,} requests")
-
-
-def _close_sweep(plan: Plan, ended: Sequence[Outcome]) -> int:
-    """How many cells are complete, and which are not and why. The sweep's exit code."""
-    bad = [outcome for outcome in ended if not outcome.good]
-    typer.echo(f"{len(ended) - len(bad)} of {len(plan.cells)} cells complete")
-    for outcome in bad:
-        _warn(f"{outcome.cell}: {outcome.reason}")
-    for status, code in _UNFINISHED.items():
-        if any(outcome.run is not None and outcome.run.status == status for outcome in bad):
-            _warn(_RESUME[status].format(_quoted_command()))
-            return code
-    return FAILED if bad else COMPLETE
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-def _show_result(result: Run) -> None:
-    _show_scores(result.summary)
-    spent, cost = result.spending["spent"]["dollars"], result.spending["usage"]["dollars"]
-    if (spent, cost) != (0, 0):
-        typer.echo(f"{dollars(spent)} spent now; these answers cost {dollars(cost)}")
-    typer.echo(f"{result.path}")
-    if result.status in _UNFINISHED:
-        _warn(_RESUME[result.status].format(_quoted_command()))
-    elif result.failed:
-        _warn(f"{result.failed} samples failed; repeat the command to try them again")
-
-
-_UNFINISHED = {"interrupted": INTERRUPTED, "budget": SPENT}
-_RESUME = {
-    "interrupted": "interrupted. To resume: {}",
-    "budget": "stopped before the budget could be passed. To go on, with as much again: {}",
-}
-
-
-def dollars(amount: float | None) -> str:
-    """An amount, to a hundredth of a cent; what is not known is not 0.
-
-    >>> dollars(0.12345), dollars(12), dollars(None)
-    ('$0.1235', '$12.0000', '$? (unknown price)')
-    """
-    return "$? (unknown price)" if amount is None else f"${amount:.4f}"
-
-
-def _spent(now: Progress) -> str:
-    """What was spent, of the budget; nothing where nothing costs."""
-    if now.spent.dollars == 0 and now.budget is None:
-        return ""
-    of = "" if now.budget is None else f" of ${now.budget:.2f}"
-    return f"{dollars(now.spent.dollars)} spent{of}"
-
-
-def _quoted_command() -> str:
-    import shlex
-
-    return shlex.join(["fovea", *sys.argv[1:]])
-
-
-def _show_scores(summary: Any) -> None:
-    console = _console()
-    for kind, number in summary["failures"].items():
-        _warn(f"{number} failed: {kind}")
-    for key, entry in summary["metrics"].items():
-        console.print(f"{key}  scored {entry['n']} of {summary['n']}", markup=False)
-        for name, estimate in entry["scores"].items():
-            console.print(f"  {name:<12} {_interval(estimate)}", markup=False)
-
-
-def _interval(estimate: Any) -> str:
-    if estimate["value"] is None:
-        return "undefined"
-    text = f"{estimate['value']:.4f}"
-    if estimate["low"] is not None:
-        text += f"  [{estimate['low']:.4f}, {estimate['high']:.4f}]"
-    return text
-
-
-def _show_prompts(task: Any, chain: Any, limit: int | None, ids: Any, seed: int) -> None:
-    """The first three prompts exactly as sent, and their pictures."""
-    from harness import engine
-
-    inner, names = engine.unwrap(chain)
-    selection = engine.select(task, limit, ids, 1)
-    typer.echo(f"{task.name}, protocol {task.protocol}: {len(selection.samples)} of {selection.of} samples")
-    typer.echo(f"methods: {' then '.join(names) or 'none'}\n")
-    for sample in selection.samples[:3]:
-        request = engine.request_of(task, sample, seed)
-        typer.echo(f"--- {sample.id}")
-        for picture in request.images:
-            typer.echo(f"picture  {picture.source.label}")
-        if request.system is not None:
-            typer.echo(f"system   {request.system!r}")
-        typer.echo(f"text     {request.text!r}")
-        render = getattr(inner, "render", None)
-        if render is not None:
-            typer.echo(f"as sent  {render(request)!r}")
-        typer.echo(f"decoding {request.decoding}\n")
-
-
-def _show_estimate(task: Any, model: Any, methods: Any, **asked: Any) -> None:
-    """Requests, tokens and dollars at most."""
-    from harness.estimate import estimate
-
-    with _bar() as progress:
-        found = estimate(
-            task,
-            model,
-            methods,
-            progress=lambda done, of: progress(f"{task.name}, estimating", done, of),
-            **asked,
-        )
-    usage = found.usage
-    ended = f", {found.ended:,} of them answered in this run before" if found.ended else ""
-    typer.echo(f"{task.name}: {found.samples:,} samples{ended}")
-    cached = f", and {found.cached:,} more that the cache answers for nothing" if found.cached else ""
-    typer.echo(f"requests  {found.requests:,} with {usage.images:,} pictures{cached}")
-    tokens_in = f"{usage.tokens_in:,}" if found.priced else "not counted"
-    typer.echo(f"tokens    in {tokens_in}, out {usage.tokens_out:,} at most")
-    if not found.priced:
-        typer.echo("dollars   none counted: the model states no price, as one that runs here")
-    elif usage.dollars is None:
-        typer.echo(
-            "dollars   unknown: no price is known for this model; state it as price=IN/OUT in its spec"
-        )
-    else:
-        typer.echo(
-            f"dollars   {dollars(usage.dollars)} at most" + (f" ({found.prices})" if found.prices else "")
-        )
-    if found.judged:
-        typer.echo("          and what the judge of its metric costs")
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Any]:
-    """A live line on a terminal; elsewhere a line every ten seconds."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        yield _Lines(what)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[calls]:,} calls, {task.fields[rate]:.1f}/s"),
-        TextColumn("{task.fields[cost]}"),
-        TextColumn("[red]{task.fields[failed]}[/]"),
-        TimeRemainingColumn(),
-    ]
-    with Bar(*columns, console=console) as bar:
-        line = bar.add_task(what, total=None, calls=0, rate=0.0, cost="", failed="")
-        began = time.monotonic()
-
-        def show(now: Progress) -> None:
-            rate = (now.done - now.resumed) / max(1e-9, time.monotonic() - began)
-            failed = f"{now.failed} failed" if now.failed else ""
-            bar.update(
-                line,
-                total=now.total,
-                completed=now.done,
-                calls=now.spent.calls,
-                rate=rate,
-                cost=_spent(now),
-                failed=failed,
-            )
-
-        yield show
-
-
-@contextmanager
-def _bar() -> Iterator[Any]:
-    """As `_progress`, of anything that is counted: a function of what, how much is done, and of how much."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True, highlight=False)
-    told = time.monotonic()
-    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        lines: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int | None) -> None:
-            nonlocal told
-            if what not in lines:
-                lines[what] = bar.add_task(what, total=total)
-            bar.update(lines[what], completed=done, total=total)
-            if bar.disable and time.monotonic() - told >= 10:
-                told = time.monotonic()
-                typer.echo(f"{what}: {done:,}" + (f" of {total:,}" if total else ""), err=True)
-
-        yield show
-
-
-class _Lines:
-    """Progress for logs."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.began = self.told = time.monotonic()
-
-    def __call__(self, now: Progress) -> None:
-        clock = time.monotonic()
-        if clock - self.told < 10 and now.done < now.total:
-            return
-        self.told = clock
-        rate = (now.done - now.resumed) / max(1e-9, clock - self.began)
-        left = (now.total - now.done) / rate if rate else 0
-        failed = f", {now.failed} failed" if now.failed else ""
-        resumed = f" ({now.resumed} resumed)" if now.resumed else ""
-        cost = f", {cost}" if (cost := _spent(now)) else ""
-        calls = f", {now.spent.calls:,} calls" if now.spent.calls else ""
-        ended = f"{now.done}/{now.total}{resumed}{failed}{calls}"
-        typer.echo(f"{self.what}: {ended}, {rate:.1f}/s, {left:.0f} s left{cost}", err=True)
-
-
-def _warn(message: str) -> None:
-    typer.secho(message, err=True, fg="yellow")
-
-
-def _refuse(error: FoveaError) -> NoReturn:
-    typer.secho(f"fovea: {error}", err=True, fg="red")
-    sys.exit(REFUSED)
-
-
-@contextmanager
-def _errors(verbose: bool) -> Iterator[None]:
-    """A user's mistake is a sentence, not a traceback (unless asked for)."""
-    if not verbose:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        yield
-    except BudgetSpent as spent:
-        _warn(f"{spent}. To go on, with as much again: {_quoted_command()}")
-        raise typer.Exit(SPENT) from None
-    except FoveaError as error:
-        if verbose:
-            raise
-        _refuse(error)
-    except KeyboardInterrupt:
-        _warn(_RESUME["interrupted"].format(_quoted_command()))
-        raise typer.Exit(INTERRUPTED) from None

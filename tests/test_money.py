@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters import _prices, openai
-from harness import cli, engine, events, store, sweep
+from harness import engine, events, screen, store, sweep
 from harness.cache import Answers
 from harness.engine import Progress
 from harness.errors import BudgetSpent, SpecError
@@ -131,7 +131,7 @@ def test_no_order_of_calls_spends_more_than_the_budget(
 def test_a_run_stops_before_the_budget_and_goes_on_from_there(tmp_path: Path) -> None:
     shop, answers = Shop(), Answers(tmp_path / "cache.sqlite")
     first = engine.run(make_task(40), shop, out=tmp_path, budget=0.105, cache=answers)
-    assert first.status == "budget" and cli._exit_code(first) == 4
+    assert first.status == "budget" and screen.exit_code(first) == 4
     assert first.spending["spent"]["dollars"] == pytest.approx(0.09)  # a tenth could have cost 0.02
     assert first.summary["failed"] == 0 and first.summary["scored"] <= 9
     assert store.read_run(first.path)["spending"]["prices"] == "genai-prices 0"
@@ -325,7 +325,7 @@ def test_an_unknown_price_stays_unknown_and_a_local_model_has_none(tmp_path: Pat
 def test_the_progress_line_shows_what_was_spent(
     spent: float | None, budget: float | None, shown: str
 ) -> None:
-    assert cli._spent(Progress(1, 2, 0, 0, Usage(dollars=spent), budget)) == shown
+    assert screen._spent(Progress(1, 2, 0, 0, Usage(dollars=spent), budget)) == shown
 
 
 def board(paths: Sequence[Path], width: int = 160) -> tuple[list[str], dict[str, list[str]]]:
