@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -40,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+Format = Literal["json", "md", "csv"]
 Out = Annotated[Path, typer.Option("--out", help="Folder of run directories.")]
 JudgeSpec = Annotated[
     str | None, typer.Option("--judge", help="The model that scores for clair: openai:gpt-4o, ...")
@@ -361,6 +362,43 @@ def board(
 
 
 @app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A: a run directory, a folder of runs, or a quoted glob.")],
+    second: Annotated[str, typer.Argument(help="B: likewise; the difference is B - A.")],
+    by: Annotated[
+        list[str] | None, typer.Option(help="Also by this grouping (category, answer_type, ...); repeatable.")
+    ] = None,
+    number: Annotated[
+        list[str] | None, typer.Option(help="Only this number (accuracy, rsum, ...); repeatable.")
+    ] = None,
+    flips: Annotated[
+        bool, typer.Option("--flips", help="The ids of the samples in which B is better or worse.")
+    ] = False,
+    format: Annotated[Format | None, typer.Option(help="For a file [default: a table].")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Compare two runs of one task, sample by sample: differences, intervals, corrected p-values.
+
+    Folders and globs pair runs of the same task: one run of it on one side, with each on the other.
+    """
+    from harness import resolve
+
+    with screen.errors(verbose):
+        resolve.verb("compare")(
+            _globbed(first),
+            _globbed(second),
+            resolve.metric_from,
+            screen.console(),
+            by=by or (),
+            numbers=number or (),
+            flips=flips,
+            format=format or "",
+            say=typer.echo,
+            warn=screen.warn,
+        )
+
+
+@app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     samples: Annotated[list[str] | None, typer.Argument(help="Their ids; default: the first eight.")] = None,
@@ -565,6 +603,21 @@ def _write_dense(run: Path, file: Path, lines: DenseLines) -> None:
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error.strerror}; name another file") from None
     typer.echo(f"{file}: {len(answers):,} dense texts")
+
+
+def _globbed(pattern: str) -> list[Path]:
+    """The runs of a directory, a folder or a glob (`results/runs/*/hf-demo/vicrop-*`)."""
+    from glob import glob
+
+    from harness import store
+
+    if Path(pattern).exists():
+        return _run_directories([Path(pattern)])
+    paths = sorted(glob(pattern, recursive=True))  # noqa: PTH207 (Path's takes no absolute patterns)
+    found = [run for path in paths for run in store.find_runs(Path(path))]
+    if not found:
+        raise FoveaError(f"{pattern} finds no run. Runs live in {RUNS}/TASK/MODEL/METHOD-ID")
+    return list(dict.fromkeys(found))
 
 
 def _run_directories(paths: list[Path]) -> list[Path]:

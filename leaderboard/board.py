@@ -155,12 +155,13 @@ class _Loaded:
         return cost(self.usage, self.scores["n"])
 
     def counts(self) -> dict[store.Key, tuple[str, Any]]:
-        """(cluster, counts) of every scored sample."""
-        key = self.entry["key"]
+        """(cluster, counts) of every scored sample that is asked for; a run may hold more."""
+        key, selection = self.entry["key"], self.content["selection"]
+        asked = set(selection["ids"])
         return {
             record.key: (record.group or record.sample_id, record.measures[key])
             for record in store.read_records(self.path)
-            if record.failure is None
+            if record.failure is None and record.sample_id in asked and record.repeat < selection["repeats"]
         }
 
 

@@ -76,3 +76,35 @@ def samples(
         except FoveaError as error:
             faults.append(f"{record.sample_id!r}: {error}")
     return faults
+
+
+def compare(
+    first: Sequence[Path],
+    second: Sequence[Path],
+    metric_from: Callable[[Mapping[str, Any]], Metric],
+    console: Console,
+    *,
+    by: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+    flips: bool = False,
+    format: str = "",
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> None:
+    """Print the second runs against the first, pair by pair (`leaderboard.compare.partners`).
+
+    by, numbers: as of `leaderboard.compare.compare`. format: json, md or csv; "" is for the terminal.
+    """
+    from leaderboard import _compared
+    from leaderboard.compare import compare, partners
+
+    pairs, alone = partners(first, second)
+    for path in alone:
+        warn(f"{path} has no partner")
+    found = compare(pairs, metric_from, by, numbers)
+    if not format:
+        _compared.show(found, console, flips)
+    elif format == "md":
+        say(_compared.markdown(found, flips).rstrip())
+    else:
+        say({"json": _compared.as_json, "csv": _compared.as_csv}[format](found).rstrip())

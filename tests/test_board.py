@@ -95,3 +95,24 @@ def test_a_board_of_long_names_fits_into_120_columns(tmp_path: Path) -> None:
     shown = console.file.getvalue()
     assert max(map(len, shown.splitlines())) <= 120
     assert "…" not in shown and "$" in shown, "no cell is cut"
+
+
+def test_the_difference_is_over_the_samples_asked_for_like_the_score(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Late(Method):
+        """Right where the plain model is wrong, among the last two samples only."""
+
+        name: ClassVar[str] = "late"
+
+        def generate(self, requests: Sequence[Request]) -> list[Response]:
+            return [replace(one, text="yes") for one in self.model.generate(requests)]
+
+    task = make_task(10, request=lambda sample: Request(question=sample.id))
+    ids = [sample.id for sample in task.samples]
+    model = Scripted(lambda request: "no" if request.text in ids[-2:] else "yes")
+    for methods in ([], [Late]):
+        engine.run(task, model, methods, out=tmp_path)
+    runs = [engine.run(task, model, methods, out=tmp_path, limit=5).path for methods in ([], [Late])]
+    (comparison,) = comparisons(runs, lambda _: exact.metric())
+    (row,) = (row for row in comparison.rows if row.method == "late")
+    assert row.difference is not None and row.difference.value == 0

@@ -1,4 +1,4 @@
-"""Intervals against scipy, and their properties."""
+"""Intervals and tests against scipy and statsmodels, and their properties."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import scipy.stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.power import TTestPower
 
 from harness import stats
 from harness.types import Response, Sample
@@ -105,3 +107,187 @@ def test_weights_draw_every_unit_with_replacement() -> None:
     assert weights.shape == (3000, 7)
     assert (weights.sum(axis=1) == 7).all()
     assert weights.mean(axis=0) == pytest.approx(np.ones(7), abs=0.1)
+
+
+# ---------------------------------------------------------------- two runs
+
+
+def test_a_paired_interval_agrees_with_scipys_bootstrap() -> None:
+    rng = np.random.default_rng(4)
+    before = rng.gamma(1.0, size=80)
+    after = before + rng.normal(0.2, 0.4, size=80)
+    ours = stats.paired_difference(Mean(), counts(after), counts(before), draws=20_000)["mean"]
+    scipys = scipy.stats.bootstrap(
+        (after, before),
+        lambda a, b, axis: np.mean(a - b, axis),
+        n_resamples=20_000,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(6),
+        batch=1000,
+    ).confidence_interval
+    width = scipys.high - scipys.low
+    assert ours.low == pytest.approx(scipys.low, abs=0.03 * width)
+    assert ours.high == pytest.approx(scipys.high, abs=0.03 * width)
+
+
+def scipys_p(table: np.ndarray[Any, Any], n: int, permutations: float = np.inf) -> float:
+    """scipy's paired permutation test of sum(x) / sum(n), over rows 0 to n - 1 of one side and the next n of
+    the other; it knows clusters, if rows are their sums."""
+
+    def statistic(first: Any, second: Any) -> float:
+        ratios = [
+            float(table[side.astype(int), 0].sum() / table[side.astype(int), 1].sum())
+            for side in (first, second)
+        ]
+        return ratios[1] - ratios[0]
+
+    found = scipy.stats.permutation_test(
+        (np.arange(n), np.arange(n, 2 * n)),
+        statistic,
+        permutation_type="samples",
+        n_resamples=permutations,
+        vectorized=False,
+        rng=np.random.default_rng(1),
+    )
+    return float(found.pvalue)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("additive", [True, False])
+def test_permutations_of_a_ratio_of_sums_are_scipys_where_they_can_be_counted(
+    seed: int, additive: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    table = np.stack([rng.integers(0, 4, 18), rng.integers(1, 5, 18)], axis=1).astype(float)
+    first, second = ([{"x": x, "n": n} for x, n in table[rows]] for rows in (slice(9), slice(9, 18)))
+    found = stats.permutation_test(Mean(additive), first, second)["mean"]
+    assert found.exact
+    assert found.p == pytest.approx(scipys_p(table, 9))
+
+
+def test_clusters_are_swapped_whole_as_scipy_swaps_their_sums() -> None:
+    rng = np.random.default_rng(8)
+    table = np.stack([rng.integers(0, 4, 48), rng.integers(1, 5, 48)], axis=1).astype(float)
+    first, second = ([{"x": x, "n": n} for x, n in table[rows]] for rows in (slice(24), slice(24, 48)))
+    clusters = [place % 8 for place in range(24)]
+    found = stats.permutation_test(Mean(), first, second, clusters)["mean"]
+    sums = np.concatenate([table[:24].reshape(3, 8, 2).sum(0), table[24:].reshape(3, 8, 2).sum(0)])
+    assert found.exact and found.p == pytest.approx(scipys_p(sums, 8))
+
+
+def test_drawn_permutations_come_near_scipys() -> None:
+    rng = np.random.default_rng(9)
+    before = rng.normal(size=60)
+    after = before + rng.normal(0.15, 0.5, size=60)
+    found = stats.permutation_test(Mean(), counts(before), counts(after))["mean"]
+    scipys = scipy.stats.permutation_test(
+        (after - before,), np.mean, permutation_type="samples", n_resamples=9999, rng=rng
+    )
+    assert not found.exact
+    assert found.p == pytest.approx(scipys.pvalue, abs=0.01)
+
+
+def test_of_right_and_wrong_answers_all_permutations_give_the_sign_test() -> None:
+    first, second = counts([0] * 9 + [1] * 20), counts([1] * 8 + [0] + [0] + [1] * 19)
+    assert stats.permutation_test(Mean(), first, second)["mean"].p == pytest.approx(stats.mcnemar(8, 1))
+
+
+def test_only_what_differs_is_counted_so_that_large_runs_with_few_flips_are_exact() -> None:
+    first = [0.0] * 5000
+    second = [1.0] * 6 + [0.0] * 4994
+    found = stats.permutation_test(Mean(), counts(first), counts(second))["mean"]
+    assert found == stats.Chance(2 / 2**6, True)
+
+
+def test_a_run_against_itself_is_always_as_extreme() -> None:
+    values = counts(np.random.default_rng(3).random(30))
+    assert stats.permutation_test(Mean(), values, values)["mean"] == stats.Chance(1.0, True)
+    found = stats.paired(Mean(), values, values)["mean"]
+    assert found.difference == stats.Estimate(0.0, 0.0, 0.0) and found.detectable is None
+
+
+def test_no_samples_and_an_undefined_number_have_no_p() -> None:
+    assert stats.permutation_test(Mean(), [], [])["mean"].p is None
+    nothing = [{"x": 0, "n": 0}]
+    assert stats.permutation_test(Mean(), nothing, nothing)["mean"].p is None
+    with pytest.raises(ValueError, match="got 2 and 1"):
+        stats.permutation_test(Mean(), counts([1, 2]), counts([1]))
+
+
+def test_answers_about_one_image_are_less_evidence_than_as_many_images() -> None:
+    first, second = counts([0] * 60), counts(([1] * 10 + [0] * 10) * 3)
+    alone = stats.permutation_test(Mean(), first, second)["mean"].p
+    clustered = stats.permutation_test(Mean(), first, second, [place // 10 for place in range(60)])["mean"].p
+    assert alone == pytest.approx(0.0001) and clustered == 2 / 2**3
+
+
+def test_what_a_comparison_could_show_agrees_with_statsmodels() -> None:
+    rng = np.random.default_rng(7)
+    before, after = rng.random(400), rng.random(400)
+    found = stats.paired(Mean(), counts(before), counts(after))["mean"]
+    effect = TTestPower().solve_power(nobs=400, alpha=0.05, power=0.8)
+    assert found.detectable == pytest.approx(effect * np.std(after - before, ddof=1), rel=0.05)
+    exactly = stats.smallest_difference(float(np.std(after - before, ddof=1) / 20))
+    assert exactly == pytest.approx(effect * np.std(after - before, ddof=1), rel=0.005)
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (5, 5), (12, 3), (3, 12), (40, 25)])
+def test_mcnemar_is_statsmodels(better: int, worse: int) -> None:
+    theirs = mcnemar([[7, better], [worse, 9]], exact=True).pvalue if better + worse else 1.0
+    assert stats.mcnemar(better, worse) == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 5, 12])
+def test_holm_steps_down(number: int) -> None:
+    """Holm 1979: the k-th smallest times how many are left, never below the one before, at most 1."""
+    p_values = (
+        np.random.default_rng(number).choice([0.0, 0.001, 0.004, 0.01, 0.03, 0.2, 1.0], number).tolist()
+    )
+    wanted, least = [0.0] * len(p_values), 0.0
+    for done, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        least = max(least, min(1.0, p_values[place] * (len(p_values) - done)))
+        wanted[place] = least
+    assert stats.holm(p_values) == pytest.approx(wanted)
+
+
+def test_outcomes_of_a_mean_are_the_samples_own() -> None:
+    found = stats.outcomes(Mean(), counts([0, 1, 0.5, 0.2]), counts([1, 0, 0.5, 0.3]))["mean"]
+    assert found == stats.Outcomes(up=(0, 3), down=(1,), ties=1)
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 4, 60) / 3, rng.integers(0, 4, 60) / 3
+    for additive in (True, False):
+        found = stats.outcomes(Mean(additive), counts(first), counts(second))["mean"]
+        assert found is not None
+        assert found.up == tuple(np.flatnonzero(second > first))
+        assert found.down == tuple(np.flatnonzero(second < first))
+
+
+def test_outcomes_of_a_ratio_are_what_a_sample_does_to_it() -> None:
+    first = [{"x": 1, "n": 2}, {"x": 1, "n": 2}, {"x": 0, "n": 0}]
+    second = [{"x": 2, "n": 2}, {"x": 2, "n": 5}, {"x": 0, "n": 0}]
+    assert stats.outcomes(Mean(), first, second)["mean"] == stats.Outcomes(up=(0,), down=(1,), ties=1)
+
+
+def test_outcomes_of_an_undefined_number_are_none_and_of_one_that_becomes_so_undefined() -> None:
+    nothing, something = [{"x": 0, "n": 0}], [{"x": 1, "n": 1}]
+    assert stats.outcomes(Mean(), nothing, something)["mean"] is None
+    assert stats.outcomes(Mean(), something, nothing)["mean"] == stats.Outcomes((), (), 0, undefined=1)
+
+
+def rights(first: Sequence[Any], second: Sequence[Any]) -> tuple[int, int] | None:
+    found = [stats.right_or_wrong(Mean(additive), first, second)["mean"] for additive in (True, False)]
+    assert found[0] == found[1]
+    return found[0]
+
+
+def test_right_or_wrong_comes_in_any_unit_and_only_among_the_same_samples() -> None:
+    assert rights(counts([0, 1, 0]), counts([1, 0, 1])) == (2, 1)
+    percent = [{"x": 100.0 * x, "n": 1} for x in (0, 1, 1)]
+    assert rights(percent, percent[::-1]) == (1, 1)
+    assert rights(counts([0, 0.3]), counts([0, 1])) is None
+    unlike = [{"x": 1, "n": 1}, {"x": 0, "n": 0}]
+    assert rights(unlike, unlike[::-1]) is None
+    weighted = [{"x": 2, "n": 2}, {"x": 0, "n": 1}]
+    assert rights(weighted, weighted) is None, "not the mean of its samples"
