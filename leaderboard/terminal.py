@@ -141,10 +141,7 @@ def _columns(comparison: Comparison, paid: bool) -> list[_Column]:
         _Column("method", [_lines(row.method, row.note and f"({row.note})") for row in rows], folds=True),
         _Column(f"{comparison.number}\ndifference", [_score(row) for row in rows]),
         _Column("scored", [f"{row.scored} of {row.n}" for row in rows]),
-        _Column("calls", [_lines(_amount(row.cost.calls), _times(row, "calls")) for row in rows], needed=3),
-        _Column(
-            "tokens\nin + out", [_lines(_tokens(row.cost), _times(row, "tokens")) for row in rows], needed=2
-        ),
+        *_asked(rows),
         _Column(
             "seconds", [_lines(_amount(row.cost.seconds), _times(row, "seconds")) for row in rows], needed=1
         ),
@@ -157,6 +154,15 @@ def _columns(comparison: Comparison, paid: bool) -> list[_Column]:
             _Column("$ in all", [_dollars(row.usage.dollars) for row in rows], needed=0),
         ]
     return found
+
+
+def _asked(rows: Sequence[Row]) -> list[_Column]:
+    """Calls and tokens, where any run has some: a matcher has none."""
+    if not any(row.usage.calls or row.usage.tokens_in or row.usage.tokens_out for row in rows):
+        return []
+    calls = [_lines(_amount(row.cost.calls), _times(row, "calls")) for row in rows]
+    tokens = [_lines(_tokens(row.cost), _times(row, "tokens")) for row in rows]
+    return [_Column("calls", calls, needed=3), _Column("tokens\nin + out", tokens, needed=2)]
 
 
 def _fitting(columns: list[_Column], width: int) -> list[_Column]:
