@@ -132,8 +132,9 @@ class PatchMatters(Method):
 
         What A2, A3, A5 and A6 would ask again after an unreadable reply is not in it.
         """
+        kind = PatchMatters if self.detector is None else _Rehearsed
         own = {knob.name: getattr(self, knob.name) for knob in fields(self)}
-        return self if self.detector is None else _Rehearsed(**{**own, "scorer": None})
+        return kind(**{**own, "scorer": None})
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
         begun = [_begin(request) for request in requests]
