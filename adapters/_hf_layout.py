@@ -2,8 +2,9 @@
 
 `Layout` runs rows for any such family; a subclass, one file per family, says what a picture becomes. What
 is shared by all: a picture passes the vision tower once, rows that begin with the same picture share the
-keys and values of that beginning (across waves too, if one was told to keep it), a map's forward ends at
-its layer, and a map of an answer's own prompt is read in passing. Knows transformers' calling conventions.
+keys and values of that beginning (across waves too, if one was told to keep it), rows of very different
+lengths run apart until their last tokens, a map's forward ends at its layer, and a map of an answer's own
+prompt is read in passing. Knows transformers' calling conventions.
 Must not know requests, templates or methods.
 """
 
@@ -43,6 +44,9 @@ FEATURE_BYTES = 1 << 30
 """Image features kept: 218 pictures of LLaVA-1.5-7B in half precision, 14,000 of the demo model."""
 CPU_BEGINNINGS = 2 << 30
 """Keys and values of beginnings kept on a CPU; a GPU keeps a quarter of what it has free at first."""
+
+PADDING = 256
+"""Columns of padding that are dearer than another forward."""
 
 Features = tuple[Tensor, ...]
 """What a picture becomes: its tokens' embeddings (N, hidden), and whatever else a family needs of it."""
@@ -190,18 +194,58 @@ class Layout:
         """The batch's tensors; what follows goes no further than `layer`, if that is given."""
         require_room([len(row.tokens) for row in rows], self.context)
         features = self._encoded(rows)
+        firsts = self._beginnings_of(rows, features, layer)
+        done = [len(first.tokens) if first is not None else 0 for first in firsts]
+        groups = [list(range(len(rows)))]
+        if layer is None and all(map(self._parts, rows)):
+            groups = alike([len(row.tokens) - begun for row, begun in zip(rows, done, strict=True)])
+        batches = [
+            self._batch([rows[at] for at in places], [firsts[at] for at in places], features)
+            for places in groups
+        ]
+        return batches[0] if len(batches) == 1 else self._joined(rows, groups, batches)
+
+    def _beginnings_of(
+        self, rows: Sequence[Row], features: dict[str, Features], layer: int | None
+    ) -> list[_Beginning | None]:
+        """Each row's beginning where rows share it, or another list of requests will; otherwise None."""
         keys = [self.prefix(row) for row in rows]
         distinct = list(dict.fromkeys(keys))
         kept = [row.keep and self._beginnings.has_room(len(self._beginning(row))) for row in rows]
         worth = len(distinct) < len(rows) or any(kept) or any(key in self._beginnings for key in distinct)
         if () in distinct or not worth:
-            return self._from_scratch(rows, features)
+            return [None] * len(rows)
         firsts = [rows[keys.index(key)] for key in distinct]
         begun = self._begin(firsts, distinct, features, None if any(kept) else layer)
         for key, keep in zip(keys, kept, strict=True):
             if keep:
                 self._beginnings.put(key, begun[key])
-        return self._continued(rows, keys, begun, features)
+        return [begun[key] for key in keys]
+
+    def _batch(
+        self, rows: Sequence[Row], firsts: Sequence[_Beginning | None], features: dict[str, Features]
+    ) -> Inputs:
+        begun = [first for first in firsts if first is not None]
+        return self._continued(rows, begun, features) if begun else self._from_scratch(rows, features)
+
+    def _parts(self, row: Row) -> bool:
+        """Whether a prompt may run in two forwards, all but its last token in the first."""
+        whole = row.steering is not None and row.steering.whole_prompt
+        return self.causal and not (
+            self.masked or whole or row.tail or row.tokens[-1:] == (self.image_token,)
+        )
+
+    def _joined(
+        self, rows: Sequence[Row], groups: Sequence[Sequence[int]], batches: Sequence[Inputs]
+    ) -> Inputs:
+        """Groups of rows that run each by itself, but for the last tokens, which go on side by side."""
+        ended: dict[int, _Beginning] = {}
+        for places, inputs in zip(groups, batches, strict=True):
+            begin = replace(inputs, cache=inputs.cache or DynamicCache()).before_last()
+            self._fill(begin)
+            for number, place in enumerate(places):
+                ended[place] = _Beginning.of(begin.cache, number, rows[place].tokens[:-1], begin.mask[number])
+        return self._continued(rows, [ended[place] for place in range(len(rows))], None)
 
     def _from_scratch(self, rows: Sequence[Row], features: dict[str, Features]) -> Inputs:
         ids, mask = self._padded([row.tokens for row in rows])
@@ -245,7 +289,7 @@ class Layout:
         )
         self._fill(inputs, layer)
         for place, ((key, _), text) in enumerate(zip(new, texts, strict=True)):
-            begun[key] = _Beginning.of(cache, place, text)
+            begun[key] = _Beginning.of(cache, place, text, mask[place])
         return begun
 
     def _fill(self, inputs: Inputs, layer: int | None = None) -> None:
@@ -264,21 +308,21 @@ class Layout:
         return self.positions(cut, ids, mask)
 
     def _continued(
-        self,
-        rows: Sequence[Row],
-        keys: Sequence[tuple[object, ...]],
-        begun: dict[tuple[object, ...], _Beginning],
-        features: dict[str, Features],
+        self, rows: Sequence[Row], first: Sequence[_Beginning], features: dict[str, Features] | None
     ) -> Inputs:
-        """Rows whose beginnings are there already: [padding, beginning, padding, rest]."""
-        first = [begun[key] for key in keys]
+        """Rows whose beginnings are there already: [padding, beginning, padding, rest].
+
+        features: of the pictures after each row's first; None where no rest has any.
+        """
         begin_ids, begin_mask = self._padded([one.tokens for one in first])
         rest_ids, rest_mask = self._padded(
             [row.tokens[len(one.tokens) :] for row, one in zip(rows, first, strict=True)]
         )
         ids, mask = torch.cat([begin_ids, rest_ids], dim=1), torch.cat([begin_mask, rest_mask], dim=1)
         positions = self.positions(rows, *self._padded([row.tokens for row in rows]))
-        pictures = [features[picture.digest] for row in rows for picture in row.pictures[1:]]
+        pictures = (
+            [features[picture.digest] for row in rows for picture in row.pictures[1:]] if features else []
+        )
         return Inputs(
             ids,
             mask,
@@ -502,14 +546,14 @@ class _Beginning:
     layers: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
-    def of(cls, cache: Any, place: int, tokens: tuple[int, ...]) -> _Beginning:
-        """Row `place` of a left-padded cache, without its padding."""
-        length = len(tokens)
+    def of(cls, cache: Any, place: int, tokens: tuple[int, ...], mask: Tensor) -> _Beginning:
+        """Row `place` of a cache, without its padding. mask: (L,), that row's."""
+        seen: Any = mask.bool()
+        if seen[-len(tokens) :].all():
+            seen = slice(-len(tokens), None)  # a view
         return cls(
             tokens,
-            tuple(
-                (layer.keys[place, :, -length:], layer.values[place, :, -length:]) for layer in cache.layers
-            ),
+            tuple((layer.keys[place, :, seen], layer.values[place, :, seen]) for layer in cache.layers),
         )
 
 
@@ -592,6 +636,24 @@ class _Store:
 
 
 # ---------------------------------------------------------------- small parts
+
+
+def alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Places of rows that may be padded to one length: groups with at most `PADDING` columns of it each.
+
+    >>> alike([600, 30, 610, 35])
+    [[0, 2], [1, 3]]
+    """
+    groups: list[list[int]] = []
+    spare = 0
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if groups:
+            spare -= lengths[groups[-1][0]] - lengths[place]
+        if not groups or spare < 0:
+            groups.append([])
+            spare = PADDING
+        groups[-1].append(place)
+    return [sorted(group) for group in groups]
 
 
 def _own(tensor: Tensor) -> Tensor:

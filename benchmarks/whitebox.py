@@ -294,23 +294,20 @@ def vicrop_pipeline(model: Any, picture: Any, questions: Sequence[str]) -> list[
     return [(a.text, b.text, tuple(b.trace["box"])) for a, b in zip(original, cropped, strict=True)]
 
 
-def in_one_list(model: Any, picture: Any, questions: Sequence[str]) -> list[tuple[str, str, Any]]:
-    """The original answers and all maps in one list: an answer's prompt is its specific map's."""
-    from harness.types import ReadMap
+def side_by_side(model: Any, picture: Any, questions: Sequence[str]) -> list[tuple[str, str, Any]]:
+    """All maps first; then the original answers in one list with those that see the crop."""
     from methods._boxes import attention_box
 
-    probe = (ReadMap(LAYER, keep=True),)
-    asked = [request(question, picture, probes=probe) for question in questions]
-    *originals, general = sound(model.generate([*asked, read(GENERAL, picture, keep=True)]))
+    looks = [read(question, picture, keep=True) for question in (*questions, GENERAL)]
+    *specific, general = sound(model.generate(looks))
     boxes = [
         attention_box(each.maps[0].values / general.maps[0].values, picture.size, 336, "released")
-        for each in originals
+        for each in specific
     ]
-    crops = [
-        replace(request(question, picture), images=(picture, picture.crop(box)))
-        for question, box in zip(questions, boxes, strict=True)
-    ]
-    finals = sound(model.generate(crops))
+    asked = [request(question, picture) for question in questions]
+    crops = [replace(one, images=(picture, picture.crop(box))) for one, box in zip(asked, boxes, strict=True)]
+    answers = sound(model.generate([*asked, *crops]))
+    originals, finals = answers[: len(asked)], answers[len(asked) :]
     return [(a.text, b.text, box) for a, b, box in zip(originals, finals, boxes, strict=True)]
 
 
@@ -325,7 +322,7 @@ def pipeline(folder: Path, runs: int) -> Iterator[Row]:
         return [reference.vicrop(question, image) for question in QUESTIONS[:number]]
 
     def agree(found: dict[str, Any]) -> None:
-        for name in ("ours", "one list"):
+        for name in ("ours", "side by side"):
             if name in found and found[name] != found["reference"]:
                 raise SystemExit(f"different answers: {found[name]} and {found['reference']}")
 
@@ -338,11 +335,11 @@ def pipeline(folder: Path, runs: int) -> Iterator[Row]:
             ),
             "reference": lambda run, number=number: theirs(run, number),
         }
-        turns["one list"] = lambda run, asked=asked: in_one_list(model, copies[run, len(asked)], asked)
+        turns["side by side"] = lambda run, asked=asked: side_by_side(model, copies[run, len(asked)], asked)
         seconds = taking_turns(turns, runs, agree)
         what = f"ViCrop, both arms, {number} per picture"
         yield times_cheaper(what, seconds, "ours", "", "again")
-        yield times_cheaper("  the same, one list before the crop", seconds, "one list", target)
+        yield times_cheaper("  the same, both answers in one list", seconds, "side by side", target)
 
 
 def gradient(folder: Path, runs: int) -> Iterator[Row]:

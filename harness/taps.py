@@ -51,6 +51,14 @@ class Tap:
     def before(self, call: AttentionCall) -> None:
         """Called at every layer before its attention runs."""
 
+    def weights(self, call: AttentionCall) -> Tensor | None:
+        """One new token's attention, float32 (B, heads, K) as of `last_row`, where this tap has made it.
+
+        Then the kernel does not make it again: on a CPU that is cheaper than SDPA's own pass. None
+        leaves it to the kernel; never asked of more than one new token.
+        """
+        return None
+
     def sees(self, call: AttentionCall) -> Tensor | None:
         """A mask, broadcastable to (B, 1, Q, K), in place of the call's; None keeps that one."""
         return None
@@ -243,10 +251,28 @@ def _attention(
     for tap in taps:
         if (mask := tap.sees(call)) is not None:
             attention_mask = mask
-    output, weights = sdpa(
-        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
-    )
+    row = _known(taps, call) if query.shape[2] == 1 and attention_mask is call.mask else None
+    weights: Tensor | None = None
+    if row is not None:
+        output = _weighted(row, value)
+    else:
+        output, weights = sdpa(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+        )
     for tap in taps:
         if (changed := tap.after(call, output)) is not None:
             output = changed
     return output, weights
+
+
+def _known(taps: Iterable[Tap], call: AttentionCall) -> Tensor | None:
+    """The first tap's weights of the one new token, if any has them."""
+    return next((row for tap in taps if (row := tap.weights(call)) is not None), None)
+
+
+def _weighted(row: Tensor, value: Tensor) -> Tensor:
+    """One token's weights (B, heads, K) times the values: (B, 1, heads, dim), as a kernel gives it."""
+    rows, heads, length = row.shape
+    kv_heads = value.shape[1]
+    grouped = row.to(value.dtype).view(rows, kv_heads, heads // kv_heads, length)
+    return torch.matmul(grouped, value).reshape(rows, 1, heads, -1)

@@ -45,6 +45,7 @@ class SparcTap(taps.Tap):
         # A token that is not valid is compared with NaN, and so never selected.
         self._tau = torch.where(self._valid, steering.tau, torch.nan)
         self._average: Tensor | None = None
+        self._row: Tensor | None = None  # of the newest token, in `layer`
         self._hit: Tensor | None = None  # of the newest step
         self._vectors: Tensor | None = None  # what this step scales, in a cache seen as (B * heads * K, dim)
         self._selected: list[Tensor] = []
@@ -60,6 +61,10 @@ class SparcTap(taps.Tap):
             values.index_copy_(0, self._vectors, scaled)
         if call.layer == self.layer:
             self._read(call)
+
+    def weights(self, call: taps.AttentionCall) -> Tensor | None:
+        """What was read of a decoded token's attention need not be made twice."""
+        return self._row if call.layer == self.layer else None
 
     def sees(self, call: taps.AttentionCall) -> Tensor | None:
         """The released prefill: every token of the prompt sees all of it."""
@@ -95,6 +100,7 @@ class SparcTap(taps.Tap):
 
     def _read(self, call: taps.AttentionCall) -> None:
         row = taps.last_row(call.query, call.key, call.mask, call.scaling)
+        self._row = row if call.query.shape[2] == 1 else None
         if self._how.whole_prompt:
             row = row.to(call.query.dtype)  # as released
         looked = row.mean(dim=1).gather(1, self._columns)

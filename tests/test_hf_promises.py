@@ -12,7 +12,7 @@ import tiny
 from transformers.models.smolvlm import processing_smolvlm
 from whitebox import FAMILIES, answered, ask, mixed, model_of, same
 
-from adapters import hf
+from adapters import _hf_layout, hf
 from harness.pictures import Memory, Picture
 from harness.taps import AttentionCall, Prompt, Tap
 from harness.types import Capability, Decoding, ReadMap
@@ -69,6 +69,25 @@ def test_rows_that_share_a_beginning_are_what_each_is_alone(model: hf.Hf) -> Non
     requests[4] = dataclasses.replace(requests[4], probes=(ReadMap(2),))
     for asked, response in zip(requests, model.generate(requests), strict=True):
         same(response, answered(model, asked))
+
+
+def test_rows_that_run_apart_but_for_their_last_tokens_are_what_each_is_alone(
+    model: hf.Hf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_hf_layout, "PADDING", 0)  # every length by itself
+    requests = mixed() + [
+        dataclasses.replace(ask(n, images=1 + n % 2), instruction=" Why?") for n in range(3)
+    ]
+    requests.append(ask(3, images=2, probes=(ReadMap(2, kind="gradient"),)))
+    singles = [answered(model, asked) for asked in requests]
+    for single, response in zip(singles, model.generate(requests), strict=True):
+        same(response, single)
+    sparc = Sparc(model, alpha=1.5, tau=0.05, layer=2)
+    asked = [ask(number, images=1 + number % 2, decoding=Decoding(12)) for number in range(4)]
+    alone = [sparc.generate([one])[0] for one in asked]
+    assert [(one.text, one.trace) for one in sparc.generate(asked)] == [
+        (one.text, one.trace) for one in alone
+    ]
 
 
 @pytest.mark.parametrize("fidelity", ["fixed", "released"])
