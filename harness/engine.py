@@ -257,6 +257,7 @@ def _header(
         "baseline": run_id(identity(task, inner, seed)),
         "identity": chain_identity,
         "task": task.spec or task.name,
+        "model": getattr(inner, "spec", None),
         "methods": [spec or name for spec, name in zip(specs, names, strict=True)],
         "selection": selection.json(),
         "metrics": [metric_json(metric) for metric in task.metrics],

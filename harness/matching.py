@@ -226,6 +226,7 @@ def _header(task: Retrieval, matcher: Matcher) -> dict[str, Any]:
         "baseline": number,
         "identity": identity,
         "task": task.spec or task.name,
+        "model": getattr(matcher, "spec", None),
         "methods": [],
         "selection": {
             "n": len(ids),

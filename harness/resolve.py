@@ -14,6 +14,7 @@ Every error here is a SpecError that lists what exists.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -59,8 +60,11 @@ def make_task(spec: str, cache: Answers | None = None) -> Task:
 
 
 def make_model(spec: str, cache: Answers | None = None) -> Model:
-    """The model that `spec` names; its weights load when it is first asked."""
-    return typing.cast(Model, _bound("model", spec, cache)())
+    """The model that `spec` names, which it carries as `spec`; its weights load when it is first asked."""
+    made = typing.cast(Model, _bound("model", spec, cache)())
+    with contextlib.suppress(AttributeError):  # another package's may have no room for it
+        object.__setattr__(made, "spec", spec)
+    return made
 
 
 def make_metric(spec: str, cache: Answers | None = None) -> Metric:
