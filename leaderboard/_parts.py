@@ -80,7 +80,7 @@ def _parts(trace: Mapping[str, Any], patches: Sequence[Part]) -> Parts:
     calls = trace.get("calls")
     calls = calls if isinstance(calls, Mapping) else {}
     counted = [f"{_text(name)} {_number(n):,.0f}" for name, n in calls.items() if _number(n) is not None]
-    proposals = [(_box(one.get("box")), one) for one in _mappings(trace.get("proposals"))]
+    proposals = [(read_box(one.get("box")), one) for one in _mappings(trace.get("proposals"))]
     return Parts(
         size=_numbers(trace.get("size"), 2),
         patches=tuple(patches),
@@ -103,7 +103,7 @@ def _parts(trace: Mapping[str, Any], patches: Sequence[Part]) -> Parts:
 def _patch(one: Mapping[str, Any]) -> Part:
     return Part(
         _text(one.get("pid")) or "?",
-        _box(one.get("box")),
+        read_box(one.get("box")),
         tuple(_texts(one.get("candidates"))),
         tuple(_sentence(each) for each in _mappings(one.get("sentences"))),
         _text(one.get("caption")),
@@ -115,7 +115,7 @@ def _pair(one: Mapping[str, Any]) -> Part:
     a, b = _text(one.get("a")) or "?", _text(one.get("b")) or "?"
     return Part(
         f"{a}+{b}",
-        _box(one.get("box")),
+        read_box(one.get("box")),
         (),
         tuple(_sentence(each) for each in _mappings(one.get("sentences"))),
         _text(one.get("caption")),
@@ -183,7 +183,7 @@ def _numbers(value: Any, length: int) -> tuple[float, ...] | None:
     return numbers if len(numbers) == length else None
 
 
-def _box(value: Any) -> Box | None:
+def read_box(value: Any) -> Box | None:
     """One that has an inside."""
     edges = _numbers(value, 4)
     if edges is None or edges[2] <= edges[0] or edges[3] <= edges[1]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ def script(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "�")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\x00", "�")
 
 
 def write(folder: Path, files: Mapping[str, str | bytes]) -> None:
@@ -73,7 +74,8 @@ def write(folder: Path, files: Mapping[str, str | bytes]) -> None:
             draft.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
             draft.replace(path)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink()
             raise StoreError(
                 f"{path} cannot be written: {error.strerror}. Choose a folder with --out"
             ) from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from harness.errors import DataError, FoveaError, PictureError, StoreError
 from harness.pictures import File, Member, Picture
 from harness.store import Record, file_name, read_records, read_run, read_trace
 from harness.traces import Arrays, trace_arrays
-from harness.types import Metric, Task
+from harness.types import Metric, Retrieval, Task
 from leaderboard import _parts, _patches
 from leaderboard._page import (
     BOX,
@@ -131,23 +131,25 @@ def show(run: Path, record: Record, folder: Path, judge: Judge, picture: Callabl
 
 
 class Pictures:
-    """Finds the first picture of a record again. task: makes the run's task, when it is first needed."""
+    """Finds a record's pictures again. task: makes the run's task, when it is first needed."""
 
-    def __init__(self, task: Callable[[], Task]) -> None:
-        self._samples = cache(lambda: {sample.id: sample for sample in task().samples})
+    def __init__(self, task: Callable[[], Task | Retrieval]) -> None:
+        self._task = task
 
-    def __call__(self, record: Record) -> Picture:
-        """Raises PictureError, saying what is missing; FoveaError where the task cannot be made."""
+    def __call__(self, record: Record, place: int = 0) -> Picture:
+        """The picture at that place. Raises PictureError, saying what is missing."""
         if not record.pictures:
             raise PictureError("it has no picture")
-        described = record.pictures[0]
+        described = record.pictures[place]
         label = str(described.get("source"))
         if "digest" not in described:
             raise PictureError(f"{label} could not be read during the run either")
         found = _where_it_was(described)
         if found is None:
-            sample = self._samples().get(record.sample_id)
-            found = sample.images[0] if sample is not None and sample.images else None
+            if isinstance(self._images, FoveaError):
+                raise PictureError(f"{label} is not there any more, nor can its task be made: {self._images}")
+            images = self._images.get(record.sample_id, ())
+            found = images[place] if place < len(images) else None
         if found is None:
             raise PictureError(
                 f"{label} is not there any more, and the task as made now has no such sample; "
@@ -159,6 +161,17 @@ class Pictures:
                 "the run's task with --task"
             )
         return found
+
+    @cached_property
+    def _images(self) -> Mapping[str, Sequence[Picture]] | FoveaError:
+        """Those of the task's samples, by their ids; or why there is no task, which is tried once."""
+        try:
+            task = self._task()
+        except FoveaError as error:
+            return error
+        if isinstance(task, Retrieval):  # its queries are called by number
+            return {f"image:{number}": (image,) for number, image in enumerate(task.pool.images)}
+        return {sample.id: sample.images for sample in task.samples}
 
 
 def _where_it_was(described: Mapping[str, Any]) -> Picture | None:
