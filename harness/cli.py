@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from harness.cache import Answers
     from harness.engine import Run
     from harness.resolve import DenseLines
+    from harness.sweep import Outcome, Plan
     from harness.types import Retrieval
 
 RUNS = Path("results/runs")
+CACHE = "cache.sqlite"
+"""In the folder of runs: the answers that they share."""
 DENSE = "dense.jsonl"
 """In a run's directory, where its answers are dense texts."""
 
@@ -41,6 +44,7 @@ app = typer.Typer(
 )
 
 Format = Literal["json", "md", "csv"]
+BoardFormat = Literal["html", "md", "csv", "latex", "json", "parquet"]
 Out = Annotated[Path, typer.Option("--out", help="Folder of run directories.")]
 JudgeSpec = Annotated[
     str | None, typer.Option("--judge", help="The model that scores for clair: openai:gpt-4o, ...")
@@ -232,34 +236,84 @@ def sweep(
     limit: Annotated[int | None, typer.Option(min=1, help="The first N samples of every cell.")] = None,
     out: Out = RUNS,
     budget: Budget = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and stop.")] = False,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Cells at once, each in a process of its own, and on a GPU of its own.")
+    ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the cells and what they would use, and stop.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run every cell of a grid, then show the board. Repeating the command resumes it, cell by cell."""
-    from harness import resolve, sweep
+    """Run every cell of a grid; then its pivot table, plots and best cell, in OUT/sweeps/NAME.
+
+    Repeating the command resumes it, cell by cell; once all are complete it only shows them again.
+    """
+    from harness import sweep
     from harness.grid import read
 
     with screen.errors(verbose):
-        answers = None if dry_run else _answers(out)
-        plan = sweep.prepare(read(grid, _settings(set_ or ())), limit, answers)
+        given = read(grid, _settings(set_ or ()))
+        # Where nothing is left to run nothing is opened for writing.
+        answers = _answers(out) if (out / CACHE).exists() and not dry_run else None
+        plan = sweep.prepare(given, limit, answers)
+        with screen.bar() as told:
+            left = sweep.forecast(
+                plan, out, answers, lambda done, of: told(f"{given.name}, estimating", done, of)
+            )
+        lines = screen.plan_lines(plan, left)
         if dry_run:
             screen.show_cells(plan)
-        plan.check()
+        plan.check(lines)
+        typer.echo(lines)
         if dry_run:
             return
+        folder = _sweep_folder(out, given.name)
+        sweep.require_writable(folder)
+        if answers is None and left.complete < len(plan.cells):
+            answers = _answers(out)
+            plan = sweep.prepare(given, limit, answers)
+        ended = _swept(plan, out, budget, jobs, answers)
+        runs = {outcome.cell: outcome.run.path for outcome in ended if outcome.run is not None}
+        paths = list(dict.fromkeys(runs[cell] for cell in plan.cells if cell in runs))
+        if paths:
+            from harness import resolve
+
+            resolve.verb("ablation")(
+                paths, resolve.metric_from, screen.console(), folder, name=given.name, about=given.about
+            )
+        raise typer.Exit(screen.close_sweep(plan, ended))
+
+
+def _swept(plan: Plan, out: Path, budget: float | None, jobs: int, answers: Answers | None) -> list[Outcome]:
+    """Run the cells, saying what goes wrong as it does."""
+    from harness import jobs as processes
+    from harness import sweep
+
+    with screen.progresses() as progress:
+        if jobs == 1:
+            outcomes = sweep.run(
+                plan, out=out, budget=budget, cache=answers, progress=progress, warn=screen.warn
+            )
+        else:
+            cache = answers.path if answers is not None else None
+            outcomes = processes.run(
+                plan, jobs, out=out, budget=budget, cache=cache, progress=progress, warn=screen.warn
+            )
         ended = []
-        for outcome in sweep.run(
-            plan, out=out, budget=budget, cache=answers, progress=screen.progress, warn=screen.warn
-        ):
+        for outcome in outcomes:
             ended.append(outcome)
             if not outcome.good:
                 screen.warn(f"{outcome.cell}: {outcome.reason}")
-            if outcome.run is not None:
+            if outcome.run is not None and not outcome.read:
                 _leave_dense(outcome.run)
-        runs = list(dict.fromkeys(outcome.run.path for outcome in ended if outcome.run is not None))
-        if runs:
-            resolve.verb("board")(runs, resolve.metric_from, screen.console())
-        raise typer.Exit(screen.close_sweep(plan, ended))
+    return ended
+
+
+def _sweep_folder(out: Path, name: str) -> Path:
+    """Where a grid's table and plots go."""
+    from harness.store import slug
+
+    return out / "sweeps" / slug(name)
 
 
 @app.command()
@@ -351,14 +405,49 @@ def board(
     by: Annotated[
         list[str] | None, typer.Option(help="Also by this grouping (category, answer_type, ...); repeatable.")
     ] = None,
+    format: Annotated[
+        BoardFormat | None,
+        typer.Option(
+            help="html: a folder with a page that sorts, filters and plots, from a file or any web host, "
+            "without a network. md: tables as GitHub shows them. latex: booktabs tables for a paper. "
+            "csv, json, parquet: one table, a line per row, in full precision, empty or null where "
+            "something is missing [default: a table for this terminal]."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file to write, or html's folder [default: the terminal; html: results/board]."
+        ),
+    ] = None,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="With html: also a page of every run's samples.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Show runs as a leaderboard: score, interval, n of N, difference to no method, cost."""
-    from harness import resolve
+    from harness import resolve, store
+    from harness.errors import SpecError
 
     with screen.errors(verbose):
+        if out is not None and format is None:
+            raise SpecError(f"--out {out}: say in which format, --format html, md, csv, ...")
+        if samples and format != "html":
+            raise SpecError("--samples are pages of the html board: --format html --samples")
         found = _run_directories(runs or [RUNS])
-        resolve.verb("board")(found, resolve.metric_from, screen.console(), by or ())
+        faults = resolve.verb("board")(
+            found,
+            resolve.metric_from,
+            screen.console(),
+            by or (),
+            format=format or "",
+            out=out,
+            task=(lambda run: resolve.make_task(store.read_run(run)["task"])) if samples else None,
+            say=typer.echo,
+        )
+        for fault in faults:
+            typer.secho(fault, err=True, fg="red")
+        raise typer.Exit(FAULTY if faults else COMPLETE)
 
 
 @app.command()
@@ -399,6 +488,85 @@ def compare(
 
 
 @app.command()
+def check(
+    baseline: Annotated[Path, typer.Argument(help="The baseline's file: results/baselines/demo.json, ...")],
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Run directories, folders of them, quoted globs [default: local ones run again]."
+        ),
+    ] = None,
+    save: Annotated[bool, typer.Option("--save", help="Write RUNS as the baseline.")] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="With --save: the loss a row may have, in its unit [default: as before, or 0.02]."),
+    ] = None,
+    number: Annotated[
+        str | None, typer.Option(help="With --save: guard this number [default: the task's primary].")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="With --save: the spec that makes the runs' model again; repeatable."),
+    ] = None,
+    rerun_under: Annotated[
+        float, typer.Option(help="Without RUNS: run local rows again that took fewer seconds than this.")
+    ] = 60.0,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep the runs made again in this folder [default: nowhere].")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML into this file.")] = None,
+    annotations: Annotated[
+        bool,
+        typer.Option("--annotations", envvar="GITHUB_ACTIONS", help="Also print GitHub's, on stderr."),
+    ] = False,
+    format: Annotated[Literal["json"] | None, typer.Option(help="For a machine [default: a table].")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Judge runs against a baseline: exit 1 if a row got worse, 2 if that cannot be told, else 0.
+
+    fovea check --save BASELINE RUNS... writes one. Without RUNS, rows of local models are run again.
+    """
+    from contextlib import ExitStack
+    from tempfile import TemporaryDirectory
+
+    from harness import rerun, resolve
+
+    with screen.errors(verbose), ExitStack() as stack:
+        if save:
+            resolve.verb("save_baseline")(
+                baseline,
+                _all_globbed(runs or [str(RUNS)]),
+                tolerance=tolerance,
+                number=number,
+                recipe=rerun.recipes(model or ()),
+                say=typer.echo,
+                warn=screen.warn,
+            )
+            return
+        _only_with_save({"--tolerance": tolerance, "--number": number, "--model": model})
+        found: Any = _all_globbed(runs) if runs else {}
+        reasons: dict[str, str] = {}
+        if not runs:
+            rows, left_out = resolve.verb("to_run_again")(baseline, rerun_under)
+            folder = out or Path(stack.enter_context(TemporaryDirectory(prefix="fovea-check-")))
+            found, failed = rerun.run(rows, out=folder, progress=screen.progress, warn=screen.warn)
+            reasons = {**left_out, **failed}
+        code = resolve.verb("check")(
+            baseline,
+            found,
+            resolve.metric_from,
+            screen.console(),
+            reasons=reasons,
+            junit=junit,
+            annotations=annotations,
+            as_json=format == "json",
+            say=typer.echo,
+            tell=lambda line: typer.echo(line, err=True),
+        )
+        raise typer.Exit(code)
+
+
+@app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     samples: Annotated[list[str] | None, typer.Argument(help="Their ids; default: the first eight.")] = None,
@@ -425,6 +593,38 @@ def show(
         for fault in faults:
             typer.secho(fault, err=True, fg="red")
         raise typer.Exit(FAULTY if faults else COMPLETE)
+
+
+@app.command()
+def view(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    other: Annotated[Path | None, typer.Argument(help="Another of the same task, beside it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the pages [default: RUN/view; of two, results/view/...].")
+    ] = None,
+    open: Annotated[bool, typer.Option("--open", help="Show them in the browser.")] = False,
+    task: Annotated[
+        str | None, typer.Option(help="The run's task, for pictures that are not where they were.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write a run's samples as pages: pictures with what was done to them, answers, filters; or two runs'.
+
+    The folder works from the disk and from any web host, and asks the network for nothing.
+    """
+    from harness import resolve, store
+
+    with screen.errors(verbose):
+        faults = resolve.verb("view")(
+            [run, *([other] if other else [])],
+            out,
+            open=open,
+            task=lambda: resolve.make_task(task or store.read_run(run)["task"]),
+            metric_from=resolve.metric_from,
+            say=typer.echo,
+        )
+        for fault in faults:
+            screen.warn(fault)
 
 
 @app.command()
@@ -618,6 +818,20 @@ def _globbed(pattern: str) -> list[Path]:
     if not found:
         raise FoveaError(f"{pattern} finds no run. Runs live in {RUNS}/TASK/MODEL/METHOD-ID")
     return list(dict.fromkeys(found))
+
+
+def _all_globbed(patterns: Sequence[str]) -> list[Path]:
+    return list(dict.fromkeys(run for pattern in patterns for run in _globbed(pattern)))
+
+
+def _only_with_save(given: dict[str, Any]) -> None:
+    from harness.errors import SpecError
+
+    for option, value in given.items():
+        if value is not None and value != []:
+            raise SpecError(
+                f"{option} belongs to a baseline that is written: fovea check --save ... {option}"
+            )
 
 
 def _run_directories(paths: list[Path]) -> list[Path]:

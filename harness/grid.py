@@ -88,7 +88,7 @@ class Cell:
 def read(path: Path, given: Mapping[str, str] | None = None) -> Grid:
     """The grid in a file; `given` replaces variables. SpecError lists everything that is wrong, by path."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -109,6 +109,20 @@ def read(path: Path, given: Mapping[str, str] | None = None) -> Grid:
         faults += [f"{_path(fault['loc'])}: {fault['msg']}" for fault in error.errors()]
     refuse(faults, f"{path}")
     return grid
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's own loader keeps the last of two equal keys, and half of an axis would be lost unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} is given twice; put its values into one list", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _filled(value: Any, variables: Mapping[str, Any], where: str, faults: list[str]) -> Any:

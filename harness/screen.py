@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.engine import Progress, Run
-    from harness.sweep import Outcome, Plan
+    from harness.sweep import Forecast, Outcome, Plan
 
 COMPLETE, FAULTY, REFUSED, FAILED, SPENT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -45,7 +46,46 @@ def show_cells(plan: Plan) -> None:
         known = "?" if samples is None else f"{samples:,}"
         table.add_row(*map(escape, (cell.task, cell.model, cell.chain, known)))
     console().print(table)
-    typer.echo(f"{len(plan.cells)} cells, {plan.requests:,} requests")
+
+
+def plan_lines(plan: Plan, left: Forecast) -> str:
+    """What a sweep is about to do, and what that would use at most, as far as it is known."""
+    known = " known" if any(plan.samples(cell) is None for cell in plan.cells) else ""
+    text = f"{len(plan.cells)} cells, {plan.asked:,} samples{known}"
+    if left.complete:
+        text += f"; {left.complete} cells are complete"
+    if left.complete == len(plan.cells):
+        return text
+    lines = [text]
+    if left.matrices:
+        lines.append(f"matching  {left.matrices} cells, which have no requests")
+    if left.matrices + left.complete + left.unknown < len(plan.cells):
+        usage = left.usage
+        sampled = " (counted on some samples of each cell)" if left.sampled else ""
+        lines.append(f"requests  {left.requests:,} with {usage.images:,} pictures, at most{sampled}")
+        tokens_in = f"{usage.tokens_in:,}" + ("" if left.counted else " and those of models that do not say")
+        if not left.counted and not usage.tokens_in:
+            tokens_in = "not counted"
+        lines.append(f"tokens    in {tokens_in}, out {usage.tokens_out:,} at most")
+        lines.append(f"dollars   {_dollars_at_most(left)}")
+    if left.unknown:
+        lines.append(f"unknown   what {left.unknown} cells would use")
+    return "\n".join(lines)
+
+
+def _dollars_at_most(left: Forecast) -> str:
+    """What is known of the price, and what is not."""
+    amount = left.usage.dollars or 0.0
+    if left.unpriced:
+        text = "unknown: a model has no known price; state it as price=IN/OUT in its spec"
+        text += f". The others: {dollars(amount)} at most" if amount else ""
+    elif amount:
+        text = f"{dollars(amount)} at most"
+    elif left.counted:
+        text = dollars(0.0)
+    else:
+        text = "none counted: the models state no price, as those that run here"
+    return text + (", and what the judges of metrics cost" if left.judged else "")
 
 
 def close_sweep(plan: Plan, ended: Sequence[Outcome]) -> int:
@@ -54,8 +94,9 @@ def close_sweep(plan: Plan, ended: Sequence[Outcome]) -> int:
     typer.echo(f"{len(ended) - len(bad)} of {len(plan.cells)} cells complete")
     for outcome in bad:
         warn(f"{outcome.cell}: {outcome.reason}")
+    statuses = {outcome.run.status if outcome.run is not None else outcome.reason for outcome in bad}
     for status, code in _UNFINISHED.items():
-        if any(outcome.run is not None and outcome.run.status == status for outcome in bad):
+        if status in statuses:
             warn(_RESUME[status].format(quoted_command()))
             return code
     return FAILED if bad else COMPLETE
@@ -191,11 +232,19 @@ def show_estimate(task: Any, model: Any, methods: Any, **asked: Any) -> None:
 @contextmanager
 def progress(what: str) -> Iterator[Any]:
     """A live line on a terminal; elsewhere a line every ten seconds."""
+    with progresses(keep=True) as lines, lines(what) as show:
+        yield show
+
+
+@contextmanager
+def progresses(keep: bool = False) -> Iterator[Callable[[str], AbstractContextManager[Any]]]:
+    """`progress`, of several things, also at once: what makes a line of what is said. A line that ended is
+    printed above those that live; keep: it stays among them."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield _Lines(what)
+        yield lambda what: nullcontext(_Lines(what))
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -210,23 +259,40 @@ def progress(what: str) -> Iterator[Any]:
         TimeRemainingColumn(),
     ]
     with Bar(*columns, console=console) as bar:
-        line = bar.add_task(what, total=None, calls=0, rate=0.0, cost="", failed="")
-        began = time.monotonic()
+        yield partial(_live, bar, keep)
 
-        def show(now: Progress) -> None:
-            rate = (now.done - now.resumed) / max(1e-9, time.monotonic() - began)
-            failed = f"{now.failed} failed" if now.failed else ""
-            bar.update(
-                line,
-                total=now.total,
-                completed=now.done,
-                calls=now.spent.calls,
-                rate=rate,
-                cost=_spent(now),
-                failed=failed,
-            )
 
+@contextmanager
+def _live(bar: Any, keep: bool, what: str) -> Iterator[Any]:
+    """A line among others."""
+    from rich.markup import escape
+
+    line = bar.add_task(escape(what), total=None, calls=0, rate=0.0, cost="", failed="")
+    began = time.monotonic()
+    last: Progress | None = None
+
+    def show(now: Progress) -> None:
+        nonlocal last
+        last = now
+        rate = (now.done - now.resumed) / max(1e-9, time.monotonic() - began)
+        failed = f"{now.failed} failed" if now.failed else ""
+        bar.update(
+            line,
+            total=now.total,
+            completed=now.done,
+            calls=now.spent.calls,
+            rate=rate,
+            cost=_spent(now),
+            failed=failed,
+        )
+
+    try:
         yield show
+    finally:
+        if not keep:
+            bar.remove_task(line)
+            if last is not None:
+                bar.console.print(f"{what}: {last.done}/{last.total}", markup=False)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ RECORDS = "records.jsonl"
 SET_ASIDE = "records.unreadable.jsonl"
 TRACES = "traces"
 
+_READ = 1 << 22  # bytes of records at once
 _ALWAYS = ("sample_id", "text", "usage", "schema")
 Key = tuple[str, int]
 """A sample's id and its repeat."""
@@ -104,12 +106,97 @@ def read_records(directory: Path) -> Iterator[Record]:
     path = directory / RECORDS
     for number, line, record in _lines(path):
         if record is None and line.endswith(b"\n"):
-            raise StoreError(
-                f"{path}, line {number} is not a record. Repeat the run's command: it sets the line "
-                "aside and runs that sample again"
-            )
+            raise _no_record(path, number)
         if record is not None:
             yield record
+
+
+def _no_record(path: Path, number: int) -> StoreError:
+    return StoreError(
+        f"{path}, line {number} is not a record. Repeat the run's command: it sets the line "
+        "aside and runs that sample again"
+    )
+
+
+def read_counts(directory: Path, metric: str) -> dict[Key, tuple[str, Any]]:
+    """(cluster, counts) of each answered record that the metric of this key has measured; of several of one
+    key the last. It is `read_records` in a third of the time, for who needs no more.
+
+    cluster: the record's group, or its sample's id. Fields that are not read are not judged; what is no
+    record raises as there.
+    """
+    path = directory / RECORDS
+    found: dict[Key, tuple[str, Any]] = {}
+    number = 0
+    for lines in _line_blocks(path):
+        try:
+            records = _slim_records(lines)
+        except ValueError:  # half a character, NaN, or no record at all: line by line, as a whole
+            records = list(_whole_records(path, lines, number))
+        number += len(records)
+        for record in records:
+            if not record.failure and metric in record.measures:
+                cluster = record.group or record.sample_id
+                found[record.sample_id, record.repeat] = cluster, record.measures[metric]
+    return found
+
+
+def _whole_records(path: Path, lines: bytes, before: int) -> Iterator[Record]:
+    for number, line in enumerate(io.BytesIO(lines), before + 1):
+        record = _parsed(line)
+        if record is None:
+            raise _no_record(path, number)
+        yield record
+
+
+def _slim_records(lines: bytes) -> list[Any]:
+    """Raises ValueError unless each line is a record of this schema or an older one."""
+    if not lines.isascii():
+        lines.decode()  # what is skipped is not decoded
+    found: list[Any] = _slim_decoder()(lines)
+    if len(found) != lines.count(b"\n") or any(record.schema > SCHEMA for record in found):
+        raise ValueError
+    return found
+
+
+def _line_blocks(path: Path) -> Iterator[bytes]:
+    """A file's whole lines, some at once, without a torn one; a missing file has none."""
+    try:
+        with path.open("rb") as file:
+            while lines := file.read(_READ):
+                lines += file.readline()
+                yield lines if lines.endswith(b"\n") else lines[: lines.rfind(b"\n") + 1]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+
+
+@cache
+def _slim_decoder() -> Callable[[bytes], list[Any]]:
+    """Of lines, the fields that `read_counts` reads; a line with other fields than a record's is refused.
+    Its errors are ValueErrors."""
+    import msgspec
+
+    read: dict[str, Any] = {
+        "repeat": (int, 0),
+        "group": (str | None, None),
+        "failure": (dict[str, Any] | None, None),
+        "measures": (dict[str, Any], {}),
+    }
+    always: dict[str, Any] = {"sample_id": str, "schema": int, "text": msgspec.Raw, "usage": msgspec.Raw}
+    skipped = {each.name for each in fields(Record)} - read.keys() - always.keys()
+    line = msgspec.defstruct(
+        "Line",
+        [
+            *always.items(),
+            *((name, *kind) for name, kind in read.items()),
+            *((name, msgspec.Raw, msgspec.Raw()) for name in skipped),
+        ],
+        gc=False,
+        forbid_unknown_fields=True,
+    )
+    return msgspec.json.Decoder(line).decode_lines
 
 
 def read_run(directory: Path) -> dict[str, Any]:
@@ -325,15 +412,18 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, Record | None]]:
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                try:
-                    text = line.decode("utf-8", "surrogatepass")
-                    yield number, line, Record.parse(text) if line.endswith(b"\n") else None
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    yield number, line, None
+                yield number, line, _parsed(line) if line.endswith(b"\n") else None
     except FileNotFoundError:
         return
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _parsed(line: bytes) -> Record | None:
+    try:
+        return Record.parse(line.decode("utf-8", "surrogatepass"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _encoded(texts: Iterable[str]) -> bytes:

@@ -9,15 +9,18 @@ arm says so.
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness import stats, store
+from harness import stats
 from harness.errors import FoveaError
 from harness.stats import Estimate
-from harness.types import Metric, Usage, canonical
+from harness.types import Metric, Usage
+from leaderboard._pairs import Batch, Difference, Stored, differences, identity_arm, read
 
 MetricFrom = Callable[[Mapping[str, Any]], Metric]
 
@@ -33,12 +36,14 @@ class Cost:
     """In and out."""
     seconds: float | None
     dollars: float | None
+    forward_passes: float | None
+    """A model behind a wire does not tell of any."""
 
     def over(self, other: Cost) -> Cost:
         """Each number over the other's.
 
-        >>> Cost(26, 0, 9, 9, 1.5, 0.02).over(Cost(2, 0, 3, 3, 0.5, None))
-        Cost(calls=13.0, tokens_in=None, tokens_out=3.0, tokens=3.0, seconds=3.0, dollars=None)
+        >>> Cost(26, 0, 9, 9, 1.5, 0.02, 6).over(Cost(2, 0, 3, 3, 0.5, None, 2)).calls
+        13.0
         """
         ours, theirs = vars(self), vars(other)
         return Cost(**{name: _ratio(ours[name], theirs[name]) for name in ours})
@@ -47,7 +52,8 @@ class Cost:
 def cost(usage: Usage, scored: int) -> Cost:
     """A run's usage shared out over its scored samples: what failed was paid for too."""
     tokens = usage.tokens_in + usage.tokens_out
-    sums = (usage.calls, usage.tokens_in, usage.tokens_out, tokens, usage.seconds, usage.dollars)
+    passes = usage.forward_passes or None  # nobody answers without one
+    sums = (usage.calls, usage.tokens_in, usage.tokens_out, tokens, usage.seconds, usage.dollars, passes)
     return Cost(*(_ratio(amount, scored) for amount in sums))
 
 
@@ -59,11 +65,15 @@ def _ratio(amount: float | None, of: float | None) -> float | None:
 class Row:
     """One run on a board.
 
-    score, difference: of the comparison's number; difference is None without an identity arm.
-    scored, n: samples with a score, and samples asked for. usage: the whole run's, its failures included.
-    cost: per scored sample; times: that over the identity arm's, None without one.
-    rank: 1 is best; None where the run is not ranked, and `note` says why. breakdowns: the score per value
-    of each of the task's groupings (category, answer type, ...).
+    score, difference: of the comparison's number; difference is None without an identity arm. p: of the
+    paired permutation test against the identity arm; corrected: after Holm's correction over everything
+    that `comparisons` returned together. scored, n: samples with a score, and samples asked for. usage: the
+    whole run's, its failures included. cost: per scored sample; times: that over the identity arm's, None
+    without one. rank: 1 is best, equal scores share one; None where the run is not ranked, and `note` says
+    why. breakdowns: the score per value of each of the task's groupings (category, answer type, ...).
+    fidelity: released where any link of the method chain is, fixed where the links have one, else "".
+    variant: the metric's. date: when the run started (ISO 8601). commit: the code's, + where it was changed.
+    status: the run's (running, complete, interrupted, ...). oracle: it looked at the answer's region.
     """
 
     path: Path
@@ -80,11 +90,26 @@ class Row:
     rank: int | None = None
     note: str = ""
     breakdowns: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    status: str = "complete"
+    oracle: bool = False
+    p: float | None = None
+    corrected: float | None = None
+    fidelity: str = ""
+    variant: str = ""
+    date: str = ""
+    commit: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return self.status == "complete"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows that measure the same thing: `number` of `metric` over the same samples of a task."""
+    """Rows that measure the same thing: `number` of `metric` over the same samples of a task.
+
+    split: of the task, where its spec names one. version: the task's.
+    """
 
     task: str
     protocol: str
@@ -92,6 +117,8 @@ class Comparison:
     number: str
     higher_is_better: bool
     rows: tuple[Row, ...]
+    split: str = ""
+    version: str = ""
 
 
 def comparisons(paths: Sequence[Path], metric_from: MetricFrom) -> list[Comparison]:
@@ -99,135 +126,141 @@ def comparisons(paths: Sequence[Path], metric_from: MetricFrom) -> list[Comparis
 
     metric_from: makes a metric of a header's entry again, for paired differences.
     """
-    stored = [(path, store.read_run(path)) for path in paths]
-    # A split without answers has no metrics, and a run that has not ended no summary.
-    runs = [_Loaded(path, content) for path, content in stored if content["metrics"] and "summary" in content]
-    groups: dict[tuple[str, ...], list[_Loaded]] = {}
-    for run in runs:
-        groups.setdefault(run.comparable, []).append(run)
-    found = [_comparison(group, metric_from) for group in groups.values()]
-    return sorted(found, key=lambda comparison: (-len(comparison.rows), comparison.task))
+    groups: dict[tuple[str, ...], list[Stored]] = {}
+    for run in read(paths):
+        if run.content["metrics"]:  # a split without answers has none: nothing to rank
+            groups.setdefault(run.comparable, []).append(run)
+    found = [_Group(runs, metric_from) for runs in groups.values()]
+    measured = differences([batch for group in found if (batch := group.batch) is not None])
+    made = [group.comparison(measured) for group in found]
+    return _corrected(sorted(made, key=lambda one: (-len(one.rows), one.task)))
 
 
-class _Loaded:
-    """A run's header and summary; its per-sample counts only when asked for."""
+class _Group:
+    """Runs that may stand in one table."""
 
-    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
-        self.path = path
-        self.content = content
-        self.entry: Mapping[str, Any] = content["metrics"][0]
+    def __init__(self, runs: Sequence[Stored], metric_from: MetricFrom) -> None:
+        self.runs = runs
+        self.number = str(runs[0].content["primary"])
+        self.metric: Metric | None = None
+        with contextlib.suppress(FoveaError):  # its file or prompt has moved: the scores still stand
+            self.metric = metric_from(runs[0].entry)
+        self.alike: dict[str, list[Stored]] = {}
+        for run in runs:
+            self.alike.setdefault(run.content["id"], []).append(run)
+        self.arms = {run.path: identity_arm(run, self.alike) for run in runs}
 
     @property
-    def comparable(self) -> tuple[str, ...]:
-        task = self.content["identity"]["task"]
-        return (
+    def batch(self) -> Batch | None:
+        """The complete runs that have an identity arm, those of one arm together; None without counts."""
+        if self.metric is None or self.metric.scope != "sample":
+            return None
+        pairs = [(run, arm) for run in self.runs if run.complete and (arm := self.arms[run.path]) is not None]
+        return Batch(self.metric, self.number, sorted(pairs, key=lambda pair: str(pair[1].path)))
+
+    @property
+    def higher_is_better(self) -> bool:
+        stated = [run.scores["higher_is_better"] for run in self.runs if run.scores is not None]
+        if self.metric is not None:
+            stated = [self.metric.higher_is_better]
+        return bool(stated[0].get(self.number, True)) if stated else True
+
+    def comparison(self, measured: Mapping[Path, Difference]) -> Comparison:
+        first, better = self.runs[0], self.higher_is_better
+        task = first.content["identity"]["task"]
+        rows = [self._row(run, measured.get(run.path)) for run in self.runs]
+        return Comparison(
             task["name"],
-            task["version"],
             task["protocol"],
-            task["fingerprint"],
-            self.entry["key"],
-            self.content["primary"],
-            self.content["selection"]["digest"],
-            canonical(self.scores.get("judge")),
+            first.measured,
+            self.number,
+            better,
+            tuple(_ranked(rows, better)),
+            split=_split(first.content["task"]),
+            version=str(task["version"]),
         )
 
-    @property
-    def measured(self) -> str:
-        """The metric, and whose opinion it is if it has a judge."""
-        judge = self.scores.get("judge")
-        return f"{self.entry['key']} judged by {judge.get('model')}" if judge else str(self.entry["key"])
+    def _row(self, run: Stored, difference: Difference | None) -> Row:
+        content, identity = run.content, self.arms[run.path]
+        cost_of = cost(run.usage, run.scored)
+        scores = run.scores or {}
+        return Row(
+            path=run.path,
+            id=content["id"][:8],
+            model=_model_name(content["identity"]["model"]),
+            method=" > ".join(content["methods"]) or "none",
+            score=Estimate(**scores["scores"][self.number]) if scores else Estimate(None, None, None),
+            difference=None if difference is None else difference.estimate,
+            scored=run.scored,
+            n=run.asked_for,
+            usage=run.usage,
+            cost=cost_of,
+            times=None if identity is None else cost_of.over(cost(identity.usage, identity.scored)),
+            note=self._note(run),
+            breakdowns={
+                name: {value: Estimate(**part["scores"][self.number]) for value, part in parts.items()}
+                for name, parts in scores.get("breakdowns", {}).items()
+            },
+            status=run.status,
+            oracle=bool(content["identity"]["oracle"]),
+            p=None if difference is None else difference.p,
+            fidelity=_fidelity(content["identity"]["model"]),
+            variant=str(run.entry["variant"]),
+            date=str(content.get("provenance", {}).get("started", "")),
+            commit=_commit(content.get("provenance", {}).get("commit")),
+        )
 
-    @property
-    def scores(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.content["summary"]["metrics"][self.entry["key"]]
-        return found
-
-    @property
-    def complete(self) -> bool:
-        return bool(self.content["status"] == "complete")
-
-    @property
-    def usage(self) -> Usage:
-        return Usage(**self.content["spending"]["usage"])
-
-    @property
-    def cost(self) -> Cost:
-        return cost(self.usage, self.scores["n"])
-
-    def counts(self) -> dict[store.Key, tuple[str, Any]]:
-        """(cluster, counts) of every scored sample that is asked for; a run may hold more."""
-        key, selection = self.entry["key"], self.content["selection"]
-        asked = set(selection["ids"])
-        return {
-            record.key: (record.group or record.sample_id, record.measures[key])
-            for record in store.read_records(self.path)
-            if record.failure is None and record.sample_id in asked and record.repeat < selection["repeats"]
-        }
-
-
-def _comparison(runs: Sequence[_Loaded], metric_from: MetricFrom) -> Comparison:
-    first = runs[0]
-    number = first.content["primary"]
-    better = bool(first.scores["higher_is_better"].get(number, True))
-    by_id = {run.content["id"]: run for run in runs if run.complete}
-    try:
-        metric = metric_from(first.entry)
-    except FoveaError:  # its file or prompt has moved: the scores still stand, without differences
-        metric = None
-    rows = [_row(run, by_id, metric, number) for run in runs]
-    task = first.content["identity"]["task"]
-    return Comparison(
-        task["name"], task["protocol"], first.measured, number, better, tuple(_ranked(rows, better))
-    )
+    def _note(self, run: Stored) -> str:
+        """Why a row is not ranked; else why it has no difference; else that there are several of its kind."""
+        content = run.content
+        if not run.complete:
+            return run.status
+        if content["identity"]["oracle"]:
+            return "oracle"
+        if content["methods"] and self.arms[run.path] is None:
+            arms = self.alike.get(content["baseline"])
+            return f"identity arm is {arms[0].status}" if arms else "no identity arm"
+        again = self.alike[content["id"]]
+        return f"run {again.index(run) + 1} of {len(again)}" if len(again) > 1 else ""
 
 
-def _row(run: _Loaded, by_id: Mapping[str, _Loaded], metric: Metric | None, number: str) -> Row:
-    content = run.content
-    score = Estimate(**run.scores["scores"][number])
-    difference, times, note = None, None, ""
-    if content["methods"]:
-        identity = by_id.get(content["baseline"])
-        if identity is None:
-            note = "no identity arm"
-        else:
-            times = run.cost.over(identity.cost)
-            if run.complete and metric is not None and metric.scope == "sample":
-                difference = _difference(run, identity, metric, number)
-    if content["identity"]["oracle"]:
-        note = "oracle"
-    if not run.complete:
-        note = content["status"]
-    return Row(
-        path=run.path,
-        id=content["id"][:8],
-        model=_model_name(content["identity"]["model"]),
-        method=" > ".join(content["methods"]) or "none",
-        score=score,
-        difference=difference,
-        scored=run.scores["n"],
-        n=content["summary"]["n"],
-        usage=run.usage,
-        cost=run.cost,
-        times=times,
-        note=note,
-        breakdowns={
-            name: {value: Estimate(**part["scores"][number]) for value, part in parts.items()}
-            for name, parts in run.scores.get("breakdowns", {}).items()
-        },
-    )
+def _corrected(found: Sequence[Comparison]) -> list[Comparison]:
+    """Holm's correction over every test of every comparison."""
+    corrected = iter(stats.holm([row.p for one in found for row in one.rows if row.p is not None]))
+    return [
+        replace(
+            one,
+            rows=tuple(row if row.p is None else replace(row, corrected=next(corrected)) for row in one.rows),
+        )
+        for one in found
+    ]
 
 
-def _difference(run: _Loaded, identity: _Loaded, metric: Metric, number: str) -> Estimate:
-    """Over the samples that both scored."""
-    ours, theirs = run.counts(), identity.counts()
-    shared = sorted(ours.keys() & theirs.keys())
-    differences = stats.paired_difference(
-        metric,
-        [ours[key][1] for key in shared],
-        [theirs[key][1] for key in shared],
-        [ours[key][0] for key in shared],
-    )
-    return differences[number]
+# ---------------------------------------------------------------- what a header says
+
+
+def _split(spec: str) -> str:
+    """The split that a task's spec names.
+
+    >>> _split("coco_retrieval:root=/data,split=val"), _split("pope")
+    ('val', '')
+    """
+    found = re.search(r"[:,]split=([^,()]+)", spec)
+    return found[1] if found else ""
+
+
+def _fidelity(described: Mapping[str, Any]) -> str:
+    """Of a method chain: released where any link is, fixed where the links have one."""
+    links = set()
+    while isinstance(described.get("model"), Mapping):
+        links.add(described.get("fidelity"))
+        described = described["model"]
+    return "released" if "released" in links else "fixed" if "fixed" in links else ""
+
+
+def _commit(stored: Mapping[str, Any] | None) -> str:
+    """The sha, + where files differed from it."""
+    return f"{stored['sha']}{'+' if stored['dirty'] else ''}" if stored else ""
 
 
 def _model_name(described: Mapping[str, Any]) -> str:
@@ -241,17 +274,19 @@ def _model_name(described: Mapping[str, Any]) -> str:
 
 
 def _ranked(rows: Sequence[Row], higher_is_better: bool) -> list[Row]:
-    """Best first; rows that cannot be ranked keep their place by score, without a number."""
+    """Best first, equal scores at one rank; rows that cannot be ranked keep their place by score, without a
+    number."""
 
-    def order(row: Row) -> float:
+    def order(row: Row) -> tuple[float, str, str, str]:
         value = row.score.value
-        if value is None:
-            return float("inf")
-        return -value if higher_is_better else value
+        place = float("inf") if value is None else -value if higher_is_better else value
+        return place, row.model, row.method, str(row.path)
 
-    ranked, place = [], 0
+    ranked: list[Row] = []
+    places: list[float] = []
     for row in sorted(rows, key=order):
-        rankable = row.score.value is not None and row.note in ("", "no identity arm")
-        place += rankable
-        ranked.append(replace(row, rank=place if rankable else None))
+        if row.complete and not row.oracle and row.score.value is not None:
+            places.append(row.score.value)
+            row = replace(row, rank=places.index(row.score.value) + 1)
+        ranked.append(row)
     return ranked

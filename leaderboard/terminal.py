@@ -17,6 +17,7 @@ from leaderboard.published import Published
 
 FOLDED = 18  # characters that a name keeps at least; the rest goes on the next line
 GAP = 2  # between columns
+STAR, SURE = "*", 0.05
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class _Column:
 def table(comparison: Comparison, width: int = 160) -> Table:
     """One entry per run, best first; unranked runs are dim and say why. Dollars where any run has a price.
 
-    An entry's second line is against the same model without a method: the paired difference, and how many
-    times the cost. width: characters there are; the columns that say least are left out for it.
+    An entry's second line is against the same model without a method: the paired difference, its p after
+    correction, and how many times the cost. width: characters there are; the columns that say least are
+    left out for it.
     """
     paid = any(row.usage.dollars != 0 for row in comparison.rows)
     columns = _fitting(_columns(comparison, paid), width)
@@ -49,7 +51,7 @@ def table(comparison: Comparison, width: int = 160) -> Table:
         caption=escape(
             f"{comparison.metric} {comparison.number}, {arrow} is better; 95 % intervals (bootstrap over "
             "images); cost per sample. Second lines: against the same model without a method, the paired "
-            "difference and × its cost"
+            f"difference and × its cost{_tested(comparison)}"
         ),
         title_justify="left",
         caption_justify="left",
@@ -140,7 +142,7 @@ def _columns(comparison: Comparison, paid: bool) -> list[_Column]:
         _Column("model", [row.model for row in rows], folds=True),
         _Column("method", [_lines(row.method, row.note and f"({row.note})") for row in rows], folds=True),
         _Column(f"{comparison.number}\ndifference", [_score(row) for row in rows]),
-        _Column("scored", [f"{row.scored} of {row.n}" for row in rows]),
+        _Column(*_scored(rows)),
         *_asked(rows),
         _Column(
             "seconds", [_lines(_amount(row.cost.seconds), _times(row, "seconds")) for row in rows], needed=1
@@ -189,7 +191,36 @@ def _lines(first: str, second: str) -> str:
 
 
 def _score(row: Row) -> str:
-    return _lines(_estimate(row.score), _estimate(row.difference, sign="+") if row.difference else "")
+    """A run that has not ended has no score yet. A star marks a difference that is not chance."""
+    if not row.difference:
+        return "" if row.status == "running" else _estimate(row.score)
+    star = STAR if row.corrected is not None and row.corrected < SURE else " "
+    return _lines(_estimate(row.score) + " ", _estimate(row.difference, sign="+") + star)
+
+
+def _scored(rows: Sequence[Row]) -> tuple[str, list[str]]:
+    """n of N, and p, where any row has one."""
+    tested = any(row.corrected is not None for row in rows)
+    return "scored\np" if tested else "scored", [
+        _lines(f"{row.scored} of {row.n}", _chance(row.corrected)) for row in rows
+    ]
+
+
+def _chance(p: float | None) -> str:
+    """
+    >>> [_chance(p) for p in (0.00004, 0.0123, 0.9996, None)]
+    ['<0.001', '0.012', '1.000', '']
+    """
+    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _tested(comparison: Comparison) -> str:
+    """What the p and the star are, where there are any."""
+    if all(row.corrected is None for row in comparison.rows):
+        return ""
+    return (
+        f"; p of a paired permutation test, Holm's correction over all tests of this board; {STAR} p < {SURE}"
+    )
 
 
 def _times(row: Row, name: str) -> str:

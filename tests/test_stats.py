@@ -1,5 +1,6 @@
 """Intervals and tests against scipy and statsmodels, and their properties."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import scipy.stats
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from harness import stats
+from harness._columns import columns, reduced
 from harness.types import Response, Sample
 
 
@@ -250,6 +253,101 @@ def test_holm_steps_down(number: int) -> None:
         least = max(least, min(1.0, p_values[place] * (len(p_values) - done)))
         wanted[place] = least
     assert stats.holm(p_values) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 60])
+def test_holm_is_statsmodels(number: int) -> None:
+    p_values = np.random.default_rng(number).random(number) ** 3
+    p_values[number // 2 :] = p_values[: number - number // 2]  # ties
+    theirs = multipletests(p_values, method="holm")[1]
+    assert stats.holm(p_values.tolist()) == pytest.approx(theirs.tolist(), abs=1e-15)
+
+
+def test_a_clustered_bootstrap_is_scipys_over_the_clusters_sums() -> None:
+    rng = np.random.default_rng(12)
+    table = np.stack([rng.integers(0, 3, (60, 4)).sum(axis=1), np.full(60, 4)], axis=1).astype(float)
+    values = [{"x": x / 4, "n": 1} for x, _ in table for _ in range(4)]
+    clusters = [place for place in range(60) for _ in range(4)]
+    ours = stats.bootstrap(Mean(), values, clusters, draws=20_000)["mean"]
+    scipys = scipy.stats.bootstrap(
+        (table[:, 0], table[:, 1]),
+        lambda x, n, axis: x.sum(axis) / n.sum(axis),
+        n_resamples=20_000,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(6),
+    ).confidence_interval
+    width = scipys.high - scipys.low
+    assert ours.low == pytest.approx(scipys.low, abs=0.03 * width)
+    assert ours.high == pytest.approx(scipys.high, abs=0.03 * width)
+
+
+@pytest.mark.parametrize("scale", [1, 0.3, 1e-7, 1e9])
+def test_a_pair_is_the_same_to_the_bit_alone_and_among_others(scale: float) -> None:
+    rng = np.random.default_rng(11)
+    sides = [
+        (rng.integers(0, 4, n) * scale, rng.integers(0, 4, n) * scale) for n in (40, 40, 41, 40, 9, 40) * 4
+    ]
+    for additive in (True, False):
+        chosen = sides if additive else sides[4:6]
+        knobs = {"draws": 200, "permutations": 400}
+        pairs = [stats.Pair(Mean(additive), counts(one), counts(other)) for one, other in chosen]
+        for (one, other), together in zip(chosen, stats.paired_each(pairs, **knobs), strict=True):
+            assert stats.paired(Mean(additive), counts(one), counts(other), **knobs) == together
+
+
+def test_sums_and_lists_draw_the_same_permutations() -> None:
+    rng = np.random.default_rng(13)
+    before, after = rng.random(30), rng.random(30)
+    clusters = [place // 2 for place in range(30)]
+    sums, lists = (
+        stats.permutation_test(Mean(additive), counts(before), counts(after), clusters, permutations=500)
+        for additive in (True, False)
+    )
+    assert sums == lists and not sums["mean"].exact
+
+
+def test_permutations_do_not_depend_on_how_many_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(14)
+    sides = counts(rng.random(70)), counts(rng.random(70))
+    whole = stats.paired(Mean(), *sides, draws=300, permutations=500)
+    for name in ("_kept_flips", "_kept_weights"):
+        getattr(stats, name).cache_clear()
+    monkeypatch.setattr(stats, "_BLOCK", 1000)
+    assert stats.paired(Mean(), *sides, draws=300, permutations=500) == whole
+    monkeypatch.setattr(stats, "_CHUNK", 1)  # nothing is kept
+    assert stats.permutation_test(Mean(), *sides, permutations=500)["mean"] == whole["mean"].chance
+    for name in ("_kept_flips", "_kept_weights"):
+        getattr(stats, name).cache_clear()
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        lambda counts: {"share": counts[0]["x"] / counts[0]["n"] if counts[0]["n"] else None},
+        lambda counts: {"f1": 2 * counts[0]["x"] / max(1, counts[0]["x"] + counts[0]["n"])},
+        lambda counts: {"sorted": sorted([counts[0]["x"], counts[0]["n"], 3])[1], "odd": -counts[0]["x"]},
+        lambda counts: {"fsum": math.fsum(count["x"] for count in counts)},
+        lambda counts: {"rounded": round(counts[0]["x"] / 7, 1), "root": counts[0]["n"] ** 0.5},
+        lambda counts: {"large": abs(1 - counts[0]["x"])} if counts[0]["x"] > 2 else {"small": 1.0},
+        lambda counts: {"parts": float(sum(counts[0]["x"] > k for k in range(9)))},
+        lambda counts: {"kind": float(isinstance(counts[0]["x"], float))},
+        lambda counts: {"array": float(np.array([counts[0]["x"], 1.0]).sum())},
+    ],
+)
+def test_many_reductions_at_once_are_each_by_itself(reduce: Any) -> None:
+    sums = np.random.default_rng(0).integers(0, 6, (300, 2)).astype(float)
+    found = reduced(reduce, ["n", "x"], sums)
+    alone = columns([reduce([{"n": n, "x": x}]) for n, x in sums.tolist()])
+    assert found.keys() == alone.keys()
+    for name, column in alone.items():
+        assert np.array_equal(found[name], column, equal_nan=True)
+
+
+def test_a_reduction_that_divides_by_zero_says_so() -> None:
+    with pytest.raises(ZeroDivisionError):
+        reduced(lambda counts: {"share": 1 / counts[0]["n"]}, ["n"], np.arange(40.0)[:, None])
 
 
 def test_outcomes_of_a_mean_are_the_samples_own() -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from adapters.scripted import Scripted
-from harness import engine, resolve, store, sweep
+from harness import engine, resolve, screen, store, sweep
 from harness.errors import FoveaError, SpecError
 from harness.grid import Grid, cells, read
 from harness.types import Pace, Request
@@ -199,7 +200,7 @@ def test_the_documented_example_is_a_grid(tmp_path: Path, where: str) -> None:
 def test_every_spec_of_a_recipe_names_what_exists_with_knobs_that_it_has(path: Path) -> None:
     """Neither data nor weights are there; the bundled model stands in for those that offer maps."""
     text = path.read_text()
-    absent = {"data": "/data", "detector": "none", "scorer": "none"}
+    absent = {"data": "/data", "detector": "none", "scorer": "none", "checkpoints": "/checkpoints"}
     grid = read(path, {name: value for name, value in absent.items() if f"\n  {name}: " in text})
     model, faults = resolve.make_model(f"hf:{DEMO}"), set()
     for cell in cells(grid):
@@ -262,7 +263,8 @@ def test_a_dry_run_shows_the_cells_and_writes_nothing(questions: Path) -> None:
     text += "methods: [[center_crop, random_crop]]"
     done = fovea("sweep", written(questions.parent, text), "--dry-run", cwd=questions.parent)
     assert done.returncode == 0, done.stderr
-    assert "center_crop > random_crop" in done.stdout and "2 cells, 80 requests" in done.stdout
+    assert "center_crop > random_crop" in done.stdout and "2 cells, 80 samples" in done.stdout
+    assert "requests  80 with 0 pictures, at most" in done.stdout
     assert not (questions.parent / "results").exists()
 
 
@@ -274,7 +276,8 @@ def test_all_faults_are_told_at_once_and_nothing_runs(questions: Path) -> None:
     )
     done = fovea("sweep", grid, cwd=questions.parent)
     assert done.returncode == 2
-    assert "24 cells, 320 requests known: 6 faults" in done.stderr
+    assert "24 cells, 320 samples known\n" in done.stderr and "nothing was run: 6 faults" in done.stderr
+    assert "unknown   what " in done.stderr, "of what cannot be made nobody knows the cost"
     for complaint in (
         "no knob 'metrik'. Did you mean metric?",
         "there is no task 'pop'. Did you mean pope?",
@@ -285,7 +288,7 @@ def test_all_faults_are_told_at_once_and_nothing_runs(questions: Path) -> None:
         assert complaint in done.stderr.replace("\n", " "), done.stderr
     assert not store.find_runs(questions.parent / "results")
     dry = fovea("sweep", grid, "--dry-run", cwd=questions.parent)
-    assert dry.returncode == 2 and "?" in dry.stdout and "24 cells, 320 requests" in dry.stdout
+    assert dry.returncode == 2 and "?" in dry.stdout and "24 cells, 320 samples" in dry.stderr
     assert "Traceback" not in done.stderr + dry.stderr
 
 
@@ -394,3 +397,98 @@ def test_methods_on_retrieval_are_a_fault_before_anything_runs(tmp_path: Path) -
     faults = sweep.prepare(read(written(tmp_path, text))).faults
     assert any("scene_retrieval" in fault and "no methods" in fault for fault in faults)
     assert any("scripted generates text" in fault for fault in faults)
+
+
+# ---------------------------------------------------------------- before and after
+
+
+def test_an_axis_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    """YAML itself would keep the second half of it."""
+    text = "{name: g, tasks: [t], models: [m], methods: [{method: sparc, tau: [1, 2], tau: [3]}]}"
+    with pytest.raises(SpecError, match=r"'tau' is given twice; put its values into one list"):
+        read(written(tmp_path, text))
+    merged = "name: g\ntasks: [t]\nmodels: [m]\nvars: {a: &a {method: v, x: 1}}\nmethods: [{<<: *a, x: 2}]"
+    assert cells(read(written(tmp_path, merged)))[1].chain == "v:x=2", "a merge key is no second one"
+    doubled = "{name: g, tasks: [t], models: [m], methods: [{method: 'sparc:tau=1', tau: [2]}]}"
+    with pytest.raises(SpecError, match="gives 'tau' twice"):
+        cells(read(written(tmp_path, doubled)))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(questions: Path) -> None:
+    here = questions.parent
+    (here / "taken").write_text("")
+    grid = written(here, f"name: g\ntasks: ['vqa_file:{questions}']\nmodels: ['scripted:yes']")
+    done = fovea("sweep", grid, "--out", here / "taken", cwd=here)
+    assert done.returncode == 2 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
+    assert "--out" in done.stderr and not done.stdout.count("complete")
+
+
+def test_a_sweep_whose_cells_all_failed_says_so_and_draws_nothing(questions: Path) -> None:
+    here = questions.parent
+    shutil.copytree(DEMO, here / "hollow")
+    save_file({"nothing": np.zeros(1)}, here / "hollow" / "model.safetensors", {"format": "pt"})
+    grid = written(here, f"name: g\nlimit: 2\ntasks: ['vqa_file:{questions}']\nmodels: ['hf:{here}/hollow']")
+    done = fovea("sweep", grid, cwd=here)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "0 of 1 cells complete" in done.stdout and "hollow · none: " in done.stderr
+    assert not list((here / "results").rglob("index.html"))
+
+
+def test_the_forecast_counts_some_samples_of_each_cell_and_nothing_of_what_is_complete(
+    questions: Path, tmp_path: Path
+) -> None:
+    grid = Grid(name="g", tasks=[f"vqa_file:{questions}"], models=["scripted:yes"], methods=["center_crop"])
+    plan, out = sweep.prepare(grid), tmp_path / "runs"
+    before = sweep.forecast(plan, out)
+    assert (before.complete, before.requests, before.sampled, before.counted) == (0, 80, True, False)
+    assert not out.exists(), "an estimate writes nothing"
+    assert len(list(sweep.run(sweep.prepare(grid, 40), out=out, progress=silent))) == 2
+    after = sweep.forecast(plan, out)
+    assert (after.complete, after.requests, sweep.complete(plan, out)) == (2, 0, True)
+    more = sweep.prepare(Grid(**{**grid.model_dump(), "metrics": ["length"]}))
+    assert sweep.forecast(more, out).complete == 0, "a metric is missing"
+    assert sweep.forecast(sweep.prepare(grid, 7), out).complete == 0, "another selection is another table"
+
+
+def test_the_forecast_adds_dollars_where_they_are_known_and_says_where_not(questions: Path) -> None:
+    def told(*models: str) -> str:
+        plan = sweep.prepare(Grid(name="g", tasks=[f"vqa_file:{questions}"], models=list(models)), 4)
+        return screen.plan_lines(plan, sweep.forecast(plan, questions.parent / "none"))
+
+    priced, unknown = "openai:m,base_url=http://127.0.0.1:9,price=1/1", "openai:m,base_url=http://127.0.0.1:9"
+    assert "dollars   $0.00" in told(priced) and "requests  4 with 0 pictures, at most\n" in told(priced)
+    assert "unknown: a model has no known price" in told(priced, unknown) and "The others: $" in told(
+        priced, unknown
+    )
+    assert "none counted: the models state no price" in told("scripted:yes")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the committed runs are a CPU's")
+def test_what_is_complete_is_only_read_and_shown_again(tmp_path: Path) -> None:
+    """The committed runs: nothing is run, written or opened for writing beside the report."""
+    out = shutil.copytree(ROOT / "results" / "baselines" / "demo", tmp_path / "demo")
+
+    def seen() -> dict[str, tuple[int, bytes]]:
+        files = [path for path in out.rglob("*") if path.is_file() and "sweeps" not in path.parts]
+        return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    before = seen()
+    words = ("sweep", "recipes/demo.yaml", "--limit", "60", "--out", out)
+    done = fovea(*words, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        "11 cells, 660 samples; 11 cells are complete" in done.stdout
+        and "11 of 11 cells complete" in done.stdout
+    )
+    assert seen() == before
+    made = {path.name: path.read_bytes() for path in (out / "sweeps" / "demo").iterdir() if path.is_file()}
+    assert {
+        "index.html",
+        "pivot.csv",
+        "pivot.md",
+        "pivot.tex",
+        "small_detail-digit-hf-demo-cost.svg",
+    } <= made.keys()
+    assert fovea(*words, "--jobs", "2", cwd=ROOT).returncode == 0
+    again = {path.name: path.read_bytes() for path in (out / "sweeps" / "demo").iterdir() if path.is_file()}
+    assert again == made
