@@ -224,6 +224,7 @@ def report(below: Path, runs: int, samples: int) -> float:
         f"bytes each, written in {time.monotonic() - began:.0f} s; load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
+    time.sleep(2.5)  # files younger than two seconds are not trusted to stay as they are
     cold = 0.0
     for name in ("cold", "unchanged", "unchanged", "one touched"):
         if name == "one touched":

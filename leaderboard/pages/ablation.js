@@ -92,7 +92,7 @@
     const all = panels.flatMap(panel => panel.cells.map(([, , n]) => value(part.arms[n]))).filter(v => v !== null);
     const most = gains ? Math.max(...all.map(Math.abs), 1e-9) : Math.max(...all), least = gains ? -most : Math.min(...all);
     const layout = { ...base(rows * (panels[0].rows.length * 38 + 90) + 40), grid: { rows, columns, pattern: "independent", xgap: .12, ygap: .35 } };
-    const middle = dark() ? "#30363d" : "#f7f7f7";
+    const scale = gains ? (dark() ? ["#5e4b9c", "#21262d", "#a85b0a"] : ["#998ec3", "#f7f7f7", "#f1a340"]) : dark() ? ["#21262d", "#163c58", "#0b5a8c"] : ["#f7f7f7", "#b5daf1", "#56b4e9"];
     const traces = panels.map((panel, place) => {
       const id = place ? String(place + 1) : "", grid = panel.rows.map(() => panel.columns.map(() => null)), said = grid.map(row => row.map(() => "")), told = grid.map(row => row.map(() => ""));
       for (const [row, column, n, words] of panel.cells) {
@@ -102,7 +102,7 @@
       layout["xaxis" + id] = axis({ type: "category", title: title(panel.knobs[1] + (panel.held ? ` (${panel.held})` : "")), showgrid: false });
       layout["yaxis" + id] = axis({ type: "category", title: title(panel.knobs[0]), showgrid: false });
       return { type: "heatmap", x: panel.columns, y: panel.rows, z: grid, zmin: least, zmax: most, text: said, texttemplate: "%{text}", customdata: told, hovertemplate: "%{customdata}<extra></extra>", xgap: 2, ygap: 2,
-        colorscale: gains ? [[0, "#5e3c99"], [.25, "#9384c4"], [.5, middle], [.75, "#e0923c"], [1, "#b35806"]] : "Cividis", showscale: place === 0,
+        colorscale: scale.map((shade, n) => [n / 2, shade]), textfont: { color: dark() ? "#ffffff" : "#1f2328" }, showscale: place === 0,
         colorbar: { thickness: 12, outlinewidth: 0, title: { text: gains ? "difference" : text(part.number), side: "right" } }, xaxis: "x" + id, yaxis: "y" + id };
     });
     return [traces, layout];
@@ -116,6 +116,8 @@
       marker: { size: 10, color: colour(arm(spot), paints), symbol: symbol(arm(spot)), line: { width: arm(spot).oracle || arm(spot).centre ? 2 : 0, color: paints.oracle } },
       error_y: errors([spot.gain], 2, colour(arm(spot), paints)), text: [spot.arm === null ? text(part.plain) : hover(part, arm(spot))], hovertemplate: "%{text}<extra></extra>" }));
     const best = spot => spot.arm !== null && spot.arm === part.best;
+    const powers = Array.from({ length: 12 }, (_, n) => n - 4), all = powers.flatMap(n => [1, 2, 5].map(mark => Number((mark * 10 ** n).toPrecision(1))));
+    const ticks = all.filter(tick => Math.log10(tick) >= field.x[0] && Math.log10(tick) <= field.x[1]);
     for (const spot of field.spots) {
       if (!spot.label || (narrow && !best(spot) && spot.arm !== null)) continue;
       const aside = narrow && best(spot), [x, y] = aside ? [spot.at[0] - .08, spot.at[1] + .02] : spot.label, ink = colour(arm(spot), paints);
@@ -124,7 +126,7 @@
         text: best(spot) ? `<b>${text(narrow ? spot.name.slice(0, 18) : spot.name)}</b>` : text(spot.name) });
     }
     layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: paints.plain, width: 1 }, layer: "below" });
-    layout.xaxis = axis({ type: field.log ? "log" : "linear", range: field.x, title: title(`${part.cost}, × those of ${part.plain}`), tickprefix: "× ", showgrid: false, ...(field.log ? { dtick: "D2" } : { nticks: narrow ? 5 : 9 }) });
+    layout.xaxis = axis({ type: field.log ? "log" : "linear", range: field.x, title: title(`${part.cost}, × those of ${part.plain}`), tickprefix: "× ", showgrid: false, ...(field.log ? { tickvals: ticks, ticktext: ticks.map(String) } : { nticks: narrow ? 5 : 9 }) });
     layout.yaxis = axis({ range: field.y, title: title(`${part.number}, difference to ${part.plain}`) });
     return [traces, layout];
   }

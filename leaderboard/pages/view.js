@@ -470,7 +470,7 @@
     ...(one.question ? entry("Question", said(one.question)) : []),
     ...(one.prompt ? entry("Prompt, as sent", said(one.prompt)) : []),
     ...(one.system ? entry("System text", said(one.system)) : []),
-    ...(one.targets && !one.offers ? entry(one.objects ? "In the picture" : one.targets.length > 1 ? `Right, any of ${count(one.targets.length)}` : "Right", targets(one.targets, one)) : []),
+    ...(one.targets && !one.offers ? entry(one.objects ? "In the picture" : one.targets.length > 1 ? `Reference, any of ${count(one.targets.length)}` : "Reference", targets(one.targets, one)) : []),
   ];
   const targets = (all, one) => {
     const times = new Map();
