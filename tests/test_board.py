@@ -542,7 +542,7 @@ def test_what_changed_is_read_again(
         assert [row.difference for row in after[0].rows] != [row.difference for row in before[0].rows]
 
 
-def test_another_arm_other_arithmetic_or_another_metric_is_another_key(
+def test_another_line_of_the_arithmetic_is_another_key(
     runs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_by(runs, monkeypatch)
