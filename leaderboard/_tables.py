@@ -50,7 +50,8 @@ COLUMNS: Mapping[str, str] = {
 kind: `run`, or `reported` for a paper's number, which stands in `reported` (in `unit`) and never in `score`.
 comparison: rows with the same number may be held against each other, others not. by, value: a grouping and
 its value where a line is about a part of the samples. rank: null where the run is not ranked; `note` says
-why. Costs are per scored sample; times_...: over the identity arm's. p_holm: p, corrected over the board.
+why. Costs are per scored sample; times_...: over the identity arm's. p_holm: p, corrected over the
+comparison's runs.
 """
 
 
@@ -328,8 +329,8 @@ def _variations(section: Section) -> str:
 
 EXPLAINED = (
     "95 % intervals (bootstrap over images). Difference: paired, to the same model without a method; p by a "
-    "paired permutation test, and corrected over the whole board (Holm). Costs per scored sample (× that of "
-    "the same model without a method)."
+    "paired permutation test, and corrected over the runs of one table (Holm). Costs per scored sample (× "
+    "that of the same model without a method)."
 )
 
 

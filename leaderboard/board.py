@@ -66,8 +66,8 @@ class Row:
     """One run on a board.
 
     score, difference: of the comparison's number; difference is None without an identity arm. p: of the
-    paired permutation test against the identity arm; corrected: after Holm's correction over everything
-    that `comparisons` returned together. scored, n: samples with a score, and samples asked for. usage: the
+    paired permutation test against the identity arm; corrected: after Holm's correction over the
+    comparison's rows. scored, n: samples with a score, and samples asked for. usage: the
     whole run's, its failures included. cost: per scored sample; times: that over the identity arm's, None
     without one. rank: 1 is best, equal scores share one; None where the run is not ranked, and `note` says
     why. breakdowns: the score per value of each of the task's groupings (category, answer type, ...).
@@ -133,7 +133,7 @@ def comparisons(paths: Sequence[Path], metric_from: MetricFrom) -> list[Comparis
     found = [_Group(runs, metric_from) for runs in groups.values()]
     measured = differences([batch for group in found if (batch := group.batch) is not None])
     made = [group.comparison(measured) for group in found]
-    return _corrected(sorted(made, key=lambda one: (-len(one.rows), one.task)))
+    return sorted(made, key=lambda one: (-len(one.rows), one.task))
 
 
 class _Group:
@@ -175,7 +175,7 @@ class _Group:
             first.measured,
             self.number,
             better,
-            tuple(_ranked(rows, better)),
+            tuple(_ranked(_corrected(rows), better)),
             split=_split(first.content["task"]),
             version=str(task["version"]),
         )
@@ -224,16 +224,14 @@ class _Group:
         return f"run {again.index(run) + 1} of {len(again)}" if len(again) > 1 else ""
 
 
-def _corrected(found: Sequence[Comparison]) -> list[Comparison]:
-    """Holm's correction over every test of every comparison."""
-    corrected = iter(stats.holm([row.p for one in found for row in one.rows if row.p is not None]))
-    return [
-        replace(
-            one,
-            rows=tuple(row if row.p is None else replace(row, corrected=next(corrected)) for row in one.rows),
-        )
-        for one in found
-    ]
+def _corrected(rows: Sequence[Row]) -> list[Row]:
+    """Holm's correction over the tests of one comparison.
+
+    Of a whole board no family could be: with 9,999 permutations the smallest p is .0001, and from 500 tests
+    on nothing would be told apart.
+    """
+    corrected = iter(stats.holm([row.p for row in rows if row.p is not None]))
+    return [row if row.p is None else replace(row, corrected=next(corrected)) for row in rows]
 
 
 # ---------------------------------------------------------------- what a header says

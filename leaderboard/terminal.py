@@ -218,9 +218,7 @@ def _tested(comparison: Comparison) -> str:
     """What the p and the star are, where there are any."""
     if all(row.corrected is None for row in comparison.rows):
         return ""
-    return (
-        f"; p of a paired permutation test, Holm's correction over all tests of this board; {STAR} p < {SURE}"
-    )
+    return f"; p of a paired permutation test, Holm's correction over this table's; {STAR} p < {SURE}"
 
 
 def _times(row: Row, name: str) -> str:

@@ -343,12 +343,14 @@ def test_a_rows_difference_and_p_are_those_of_compare(tmp_path: Path) -> None:
     assert [row.corrected for row in tested] == pytest.approx(multipletests(p, method="holm")[1])
 
 
-def test_the_correction_is_over_every_table_of_a_board(tmp_path: Path) -> None:
+def test_the_correction_is_over_the_rows_of_a_table_and_no_others(tmp_path: Path) -> None:
     tasks = [make_task(), make_task(protocol="other")]
     paths = [run(tmp_path, m, task=task) for task in tasks for m in ([], [until(11)])]
     alone = [row.corrected for row in boards(*paths[:2])[0].rows if row.p]
     together = [row.corrected for one in boards(*paths) for row in one.rows if row.p]
-    assert alone == [pytest.approx(2 / 2**7)] and together == [pytest.approx(4 / 2**7)] * 2
+    assert alone == [pytest.approx(2 / 2**7)] and together == alone * 2
+    more = boards(*paths[:2], run(tmp_path, [until(3)], task=tasks[0]))[0]
+    assert {row.path: row.corrected for row in more.rows}[paths[1]] == pytest.approx(2 * alone[0])
 
 
 def test_a_star_marks_what_is_not_chance_and_the_caption_explains_it(tmp_path: Path) -> None:
