@@ -6,11 +6,9 @@ One folder that works from `file://`; the drawing library lies beside it once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from harness.errors import FoveaError
 from harness.stats import Estimate
 from leaderboard import _web
 from leaderboard._ablation import Value, decades, ordered, plain_text, shown
@@ -33,7 +31,7 @@ def files(found: Sequence[Ablation], name: str, about: str) -> dict[str, str]:
         data=_web.script([_data(ablation) for ablation in found]),
     )
     shared = {each: _web.shared(each) for each in ("base.css", "theme.js", "ablation.css", "ablation.js")}
-    scripts = {"plotly.min.js": _plotly(), **shared}
+    scripts = {"plotly.min.js": _web.packaged("plotly", "package_data/plotly.min.js"), **shared}
     return {f"assets/{each}": content for each, content in scripts.items()} | {"index.html": page}
 
 
@@ -152,13 +150,3 @@ def _three(estimate: Estimate | None) -> list[float | None] | None:
 
 def _short(value: float | None) -> float | None:
     return None if value is None else round(value, DIGITS) + 0.0
-
-
-def _plotly() -> str:
-    """The drawing library, out of its package, which is not imported for it."""
-    spec = find_spec("plotly")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder) / "package_data" / "plotly.min.js"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-    raise FoveaError("the sweep's page needs plotly.min.js of the package plotly: pip install plotly")

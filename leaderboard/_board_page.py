@@ -11,15 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import FoveaError
 from harness.store import read_run
 from leaderboard import _web
-from leaderboard._tables import EXPLAINED, Section, as_csv, as_json, check_groupings, records, unranked
-from leaderboard.terminal import _estimate, groupings
+from leaderboard._tables import EXPLAINED, Section, as_csv, as_json, records, unranked
+from leaderboard.terminal import _estimate, groupings, require_groupings
 
 if TYPE_CHECKING:
     from harness.types import Retrieval, Task
@@ -42,7 +41,7 @@ def board(
 ) -> list[str]:
     """Write the page of a board of `runs`, and with `task` their sample pages, into `folder`; say where. What
     could not be shown on the sample pages comes back."""
-    check_groupings(sections, by)
+    require_groupings([section.comparison for section in sections], by)
     places = _places(sections)
     faults = _samples(sections, places, folder, metric_from, task) if task else []
     pages = {path: place for path, place in places.items() if (folder / place).is_file()}
@@ -119,7 +118,7 @@ def write(
     )
     scripts = {
         "datatables.js": _datatables(),
-        "plotly.min.js": _packaged("plotly", "package_data/plotly.min.js"),
+        "plotly.min.js": _web.packaged("plotly", "package_data/plotly.min.js"),
         **{name: _web.shared(name) for name in ("base.css", "theme.js", "board.css", "board.js")},
     }
     files = {"board.csv": as_csv(board, by), "board.json": as_json(board, by), "index.html": shown}
@@ -218,19 +217,10 @@ def _part(section: Section, by: str) -> dict[str, Any]:
 
 def _datatables() -> str:
     """itables' bundle as a plain script that sets `DataTable`: a page of a file may load no module."""
-    source = _packaged("itables", "html/dt_bundle.js")
+    source = _web.packaged("itables", "html/dt_bundle.js")
     exports = re.search(r"\bexport\s*\{([^{}]*)\};?", source)  # the last statement; licences follow
     name = re.search(r"([\w$]+) as default", exports[1]) if exports else None
     if exports is None or name is None:
         raise FoveaError("this itables has another bundle than Fovea knows; pip install 'itables>=2.9,<3'")
     before, after = source[: exports.start()], source[exports.end() :]
     return f"(() => {{\n{before}\nwindow.DataTable = {name[1]};\n{after}\n}})();\n"
-
-
-def _packaged(package: str, name: str) -> str:
-    """A file of an installed package, which is not imported for it."""
-    spec = find_spec(package)
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(folder) / name).is_file():
-            return (Path(folder) / name).read_text(encoding="utf-8")
-    raise FoveaError(f"the HTML board needs {name} of {package}: pip install {package}")

@@ -22,7 +22,7 @@ from leaderboard import _web
 from leaderboard._compared import _p
 from leaderboard.board import Comparison, Row
 from leaderboard.published import Published, beside
-from leaderboard.terminal import _amount, _dollars, _estimate, _times, groupings
+from leaderboard.terminal import _amount, _dollars, _estimate, _times, groupings, require_groupings
 
 SURE, VERY_SURE = 0.05, 0.01
 """Corrected p-values below which a difference bears one mark, or two."""
@@ -94,7 +94,7 @@ def write(
 ) -> None:
     """Write the board into the file `out`, or say its text. FoveaError where Parquet has no file, and where
     no comparison has a grouping of `by`."""
-    check_groupings(board, by)
+    require_groupings([section.comparison for section in board], by)
     if format == "parquet":
         if out is None:
             raise FoveaError("Parquet is not for a terminal; write it into a file: --out board.parquet")
@@ -105,15 +105,6 @@ def write(
         say(text.removesuffix("\n"))
     else:
         _web.write(out.parent, {out.name: text})
-
-
-def check_groupings(board: Sequence[Section], by: Sequence[str]) -> None:
-    """FoveaError for a grouping that no comparison has."""
-    present = {name for section in board for name in groupings(section.comparison)}
-    for name in by:
-        if name not in present:
-            known = ", ".join(sorted(present)) or "none"
-            raise FoveaError(f"--by {name}: these runs have no such grouping; they have {known}")
 
 
 # ---------------------------------------------------------------- for machines

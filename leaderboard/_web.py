@@ -10,10 +10,11 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import StoreError
+from harness.errors import FoveaError, StoreError
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -79,3 +80,12 @@ def write(folder: Path, files: Mapping[str, str | bytes]) -> None:
             raise StoreError(
                 f"{path} cannot be written: {error.strerror}. Choose a folder with --out"
             ) from None
+
+
+def packaged(package: str, name: str) -> str:
+    """A file of an installed package, which is not imported for it."""
+    spec = find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(folder) / name).is_file():
+            return (Path(folder) / name).read_text(encoding="utf-8")
+    raise FoveaError(f"a page needs {name} of {package}: pip install {package}")

@@ -33,7 +33,7 @@ def board(
     """
     from leaderboard.board import comparisons
     from leaderboard.published import SHIPPED, beside, read
-    from leaderboard.terminal import breakdown, groupings, reported, table
+    from leaderboard.terminal import breakdown, groupings, reported, require_groupings, table
 
     published = read(SHIPPED)
     found = comparisons(runs, metric_from)
@@ -45,6 +45,7 @@ def board(
             return _board_page.board(sections, runs, metric_from, out or Path("results/board"), by, task, say)
         _tables.write(sections, by, format, out, say)
         return []
+    require_groupings(found, by)
     for comparison in found:
         console.print(table(comparison, console.width))
         better = comparison.higher_is_better

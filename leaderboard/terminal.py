@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from harness.errors import FoveaError
 from harness.stats import Estimate
 from leaderboard.board import Comparison, Cost, Row
 from leaderboard.published import Published
@@ -130,6 +131,15 @@ def reported(entries: Sequence[Published], number: str, higher_is_better: bool) 
 def groupings(comparison: Comparison) -> list[str]:
     """The names by which the comparison can be broken down."""
     return sorted({name for row in comparison.rows for name in row.breakdowns})
+
+
+def require_groupings(comparisons: Sequence[Comparison], by: Sequence[str]) -> None:
+    """FoveaError for a grouping that no comparison has."""
+    present = {name for comparison in comparisons for name in groupings(comparison)}
+    for name in by:
+        if name not in present:
+            known = ", ".join(sorted(present)) or "none"
+            raise FoveaError(f"--by {name}: these runs have no such grouping; they have {known}")
 
 
 # ---------------------------------------------------------------- the columns
