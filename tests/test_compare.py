@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -535,3 +536,55 @@ def test_the_command_refuses_in_a_sentence(tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "the selection is 20 and 8 samples" in refused.stderr
     assert fovea("compare", first, tmp_path / "nothing*").exit_code == 2
     assert fovea("compare", first, first).exit_code == 2
+
+
+# ---------------------------------------------------------------- the committed runs, in every format
+
+
+ROOT = Path(__file__).parent.parent
+GOLDENS = Path(__file__).parent / "goldens" / "compare"
+FORMATS = {"": "compare.txt", "md": "compare.md", "csv": "compare.csv", "json": "compare.json"}
+
+
+def committed(format: str) -> str:
+    """What the command says of the committed runs, two arms of ViCrop and a crop of the middle."""
+    runs = "results/baselines/demo/small_detail/hf-demo/"
+    words = ["compare", f"{runs}identity-*", f"{runs}*crop-[8a]*", "--by", "category", "--flips"]
+    done = CliRunner().invoke(app, [*words, *(["--format", format] if format else [])])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_committed_runs_compare_as_they_always_did(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To write the goldens again: python -m tests.test_compare, and look at what git says of them."""
+    monkeypatch.chdir(ROOT)
+    made, golden = committed(format), (GOLDENS / FORMATS[format]).read_text(encoding="utf-8")
+    if format == "csv":
+        ours, theirs = (list(csv.reader(io.StringIO(text))) for text in (made, golden))
+        assert [list(map(near, row)) for row in ours] == [list(map(near, row)) for row in theirs]
+    elif format == "json":
+        assert near(json.loads(made)) == near(json.loads(golden))
+    else:
+        assert [line.rstrip() for line in made.splitlines()] == golden.splitlines()
+
+
+def near(value: Any) -> Any:
+    """Numbers to nine digits, which every machine agrees on."""
+    if isinstance(value, dict):
+        return {name: near(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [near(each) for each in value]
+    try:
+        return f"{float(value):.9g}"
+    except (TypeError, ValueError):
+        return value
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    GOLDENS.mkdir(exist_ok=True)
+    for format, name in FORMATS.items():
+        lines = [line.rstrip() if format in ("", "md") else line for line in committed(format).splitlines()]
+        (GOLDENS / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print(GOLDENS / name)
