@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from playwright.sync_api import expect
 
 from harness import resolve, store
 from harness.stats import Estimate
@@ -106,14 +107,14 @@ def test_a_method_without_its_identity_arm_is_counted(tmp_path: Path) -> None:
 
 
 def test_another_bundle_than_the_known_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_board_page, "_packaged", lambda package, name: "var a = 1;")
+    monkeypatch.setattr(_web, "packaged", lambda package, name: "var a = 1;")
     with pytest.raises(_board_page.FoveaError, match="another bundle"):
         _board_page._datatables()
 
 
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(_board_page.FoveaError, match=r"x\.js of nonesuch: pip install nonesuch"):
-        _board_page._packaged("nonesuch", "x.js")
+        _web.packaged("nonesuch", "x.js")
 
 
 def test_samples_that_cannot_be_written_are_faults_and_the_board_stands(tmp_path: Path) -> None:
@@ -168,11 +169,10 @@ def test_a_click_and_a_key_sort_and_what_is_missing_comes_last(chromium: "Browse
         opened.goto(demo.as_uri())
         heading = opened.locator("#board thead th", has_text="accuracy")
         heading.click()
+        expect(heading).to_have_attribute("aria-sort", "descending")
         assert methods(opened)[0] == "vicrop:locate=oracle"
-        assert heading.get_attribute("aria-sort") == "descending"
-        heading.locator(".dt-column-order").focus()
-        opened.keyboard.press("Enter")
-        assert heading.get_attribute("aria-sort") == "ascending"
+        heading.locator(".dt-column-order").press("Enter")
+        expect(heading).to_have_attribute("aria-sort", "ascending")
         assert methods(opened)[0] in ("center_crop", "random_crop")
         assert methods(opened)[-1] == "vicrop:locate=oracle"
         difference = opened.locator("#board thead th", has_text="difference")
