@@ -45,6 +45,8 @@ FEATURE_BYTES = 1 << 30
 CPU_BEGINNINGS = 2 << 30
 """Keys and values of beginnings kept on a CPU; a GPU keeps a quarter of what it has free at first."""
 
+ROOM = 512
+"""Tokens for which a cache has room at first."""
 PADDING = 256
 """Columns of padding that are dearer than another forward."""
 
@@ -326,7 +328,7 @@ class Layout:
         return Inputs(
             ids,
             mask,
-            cache=_gathered(first),
+            cache=_gathered(first, max(map(_room, rows))),
             cached=begin_ids.shape[1],
             positions=None if positions is None else _spread(positions, mask),
             along=self.along(ids),
@@ -684,15 +686,52 @@ def _spread(positions: Tensor, mask: Tensor) -> Tensor:
     return spread
 
 
-def _gathered(beginnings: Sequence[_Beginning]) -> Any:
+def _room(row: Row) -> int:
+    """How many tokens a row is going to add to its cache, one by one; 0 if a tap wants it in one piece."""
+    return 0 if row.tail or row.steering is not None else min(row.decoding.max_tokens, ROOM)
+
+
+class _Roomy(DynamicLayer):  # type: ignore[misc]
+    """Keys and values with room for more, so that a token is added without a copy of all before it.
+
+    What it hands out are views, (B, kv heads, L, dim), of a longer tensor.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+        self._spaces: list[Tensor] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        length = self.keys.shape[-2]
+        total = length + key_states.shape[-2]
+        if not self._spaces or total > self._spaces[0].shape[-2]:
+            known = (self.keys, self.values)
+            self._spaces = [
+                one.new_empty((*one.shape[:2], total + self._room, one.shape[-1])) for one in known
+            ]
+            for space, one in zip(self._spaces, known, strict=True):
+                space[:, :, :length] = one
+        for space, new in zip(self._spaces, (key_states, value_states), strict=True):
+            space[:, :, length:total] = new
+        self.keys, self.values = (space[:, :, :total] for space in self._spaces)
+        return self.keys, self.values
+
+
+def _gathered(beginnings: Sequence[_Beginning], room: int) -> Any:
     """A cache with one row per beginning, padded on the left. Appending to it changes no beginning.
 
-    It is as deep as the shallowest of them: what runs on it stops there.
+    It is as deep as the shallowest of them: what runs on it stops there. room: for tokens to come.
     """
     longest = max(len(one.tokens) for one in beginnings)
     cache = DynamicCache()
     for pairs in zip(*(one.layers for one in beginnings), strict=False):
-        layer = DynamicLayer()
+        layer = _Roomy(room) if room else DynamicLayer()
         layer.keys, layer.values = (_stacked(tensors, longest) for tensors in zip(*pairs, strict=True))
         layer.dtype, layer.device = layer.keys.dtype, layer.keys.device
         layer.is_initialized = True
