@@ -276,7 +276,9 @@ def test_what_no_request_survives_ends_all_at_once(provider: Provider, reply: Re
     provider.answer = lambda _: reply
     with pytest.raises(ModelError, match=message) as raised:
         ask(made(provider, concurrency=4), *map(str, range(100)))
-    assert len(provider.seen) <= 8
+    assert len(provider.seen) <= 25, (
+        "of 100: what was on the wire, and what began before the refusal was read"
+    )
     assert KEY not in str(raised.value)
 
 
