@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RUN = "run.json"
+HEADER = ("id", "identity", "selection", "metrics", "primary")
+"""What every run.json has, from its first writing on."""
 RECORDS = "records.jsonl"
 SET_ASIDE = "records.unreadable.jsonl"
 TRACES = "traces"
@@ -210,6 +212,8 @@ def read_run(directory: Path) -> dict[str, Any]:
         raise StoreError(f"{path} cannot be read: {error}. Move the directory away and run again") from None
     if not isinstance(content, dict) or content.get("schema", SCHEMA + 1) > SCHEMA:
         raise StoreError(f"{path} is of a newer schema than this Fovea reads ({SCHEMA}); upgrade fovea-eval")
+    if missing := [name for name in HEADER if name not in content]:
+        raise StoreError(f"{path} is no run's header: it lacks {', '.join(missing)}. Move its folder away")
     return content
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import StoreError
-from harness.store import SET_ASIDE, Record, RunDirectory, find_runs, read_records, read_run, slug
+from harness.store import HEADER, SET_ASIDE, Record, RunDirectory, find_runs, read_records, read_run, slug
 from harness.types import Failure, Usage
 
 json_values = st.recursive(
@@ -158,8 +158,9 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
 
 def test_run_json_is_replaced_in_one_step(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as directory:
-        directory.write_run({"status": "running"})
-        directory.write_run({"status": "complete", "text": "\ud800 ü"})
+        header = dict.fromkeys(HEADER, "")
+        directory.write_run({**header, "status": "running"})
+        directory.write_run({**header, "status": "complete", "text": "\ud800 ü"})
     assert read_run(tmp_path)["status"] == "complete"
     assert not list(tmp_path.glob("*.new"))
 
@@ -167,6 +168,12 @@ def test_run_json_is_replaced_in_one_step(tmp_path: Path) -> None:
 def test_a_newer_schema_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"schema": 99}))
     with pytest.raises(StoreError, match="upgrade fovea-eval"):
+        read_run(tmp_path)
+
+
+def test_a_file_of_somebody_else_is_no_header_and_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"schema": 1, "id": "x", "metrics": []}))
+    with pytest.raises(StoreError, match=r"lacks identity, selection, primary\. Move its folder away"):
         read_run(tmp_path)
 
 
