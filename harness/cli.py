@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from harness import reading, screen
-from harness.reading import run_directories
-from harness.screen import COMPLETE, FAULTY, REFUSED, RUNS, Verbose
+from harness.reading import RUNS, Verbose, run_directories
+from harness.screen import COMPLETE, FAULTY, REFUSED
 
 if TYPE_CHECKING:
     from harness.cache import Answers
@@ -442,7 +442,7 @@ def cache(
 ) -> None:
     """Show the answers kept beside the runs, or forget them."""
     with screen.errors(verbose):
-        path = out / "cache.sqlite"
+        path = out / CACHE
         if not path.exists():
             typer.echo(f"{path}: no answers yet")
             return
@@ -507,7 +507,7 @@ def _retrieval(spec: str) -> Retrieval:
 def _answers(out: Path) -> Answers:
     from harness.cache import Answers
 
-    return Answers(out / "cache.sqlite")
+    return Answers(out / CACHE)
 
 
 def _settings(words: Sequence[str]) -> dict[str, str]:

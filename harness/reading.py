@@ -13,8 +13,10 @@ import typer
 
 from harness import screen
 from harness.errors import FoveaError
-from harness.screen import COMPLETE, FAULTY, RUNS, Verbose
+from harness.screen import COMPLETE, FAULTY
 
+RUNS = Path("results/runs")
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks and libraries' logs.")]
 Format = Literal["json", "md", "csv"]
 BoardFormat = Literal["html", "md", "csv", "latex", "json", "parquet"]
 

@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from harness.engine import Progress, Run
     from harness.sweep import Forecast, Outcome, Plan
 
-RUNS = Path("results/runs")
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks and libraries' logs.")]
 COMPLETE, FAULTY, REFUSED, FAILED, SPENT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 

@@ -75,6 +75,7 @@ def test_rows_that_run_apart_but_for_their_last_tokens_are_what_each_is_alone(
     model: hf.Hf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_hf_layout, "PADDING", 0)  # every length by itself
+    monkeypatch.setattr(_hf_layout, "ROOM", 3)  # less than is decoded
     requests = mixed() + [
         dataclasses.replace(ask(n, images=1 + n % 2), instruction=" Why?") for n in range(3)
     ]
