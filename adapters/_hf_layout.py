@@ -687,8 +687,8 @@ def _spread(positions: Tensor, mask: Tensor) -> Tensor:
 
 
 def _room(row: Row) -> int:
-    """How many tokens a row is going to add to its cache, one by one; 0 if a tap wants it in one piece."""
-    return 0 if row.tail or row.steering is not None else min(row.decoding.max_tokens, ROOM)
+    """How many tokens a row is going to add to its cache, one by one."""
+    return 0 if row.tail else min(row.decoding.max_tokens, ROOM)
 
 
 class _Roomy(DynamicLayer):  # type: ignore[misc]

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import random
@@ -555,7 +556,10 @@ class EagerSparc:
 
 
 def sparc(folder: Path, runs: int) -> Iterator[Row]:
-    """A decoded token with SPARC, beside plain SDPA; at the released setting and far below its threshold."""
+    """A decoded token with SPARC, beside plain SDPA; at the released setting and far below its threshold.
+
+    And beside the identity arm, whose one token a step takes the same kernel as SPARC's.
+    """
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface, LlavaForConditionalGeneration
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -567,7 +571,9 @@ def sparc(folder: Path, runs: int) -> Iterator[Row]:
     AttentionMaskInterface.register("whole", ALL_MASK_ATTENTION_FUNCTIONS["eager"])
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     for batch, tau, target in ((1, 1.5, "<= 1.03"), (8, 1.5, "<= 1.03"), (1, 0.1, "")):
-        found: dict[str, list[list[float]]] = {"sdpa": [], "again": [], "sparc": [], "eager": []}
+        found: dict[str, list[list[float]]] = {
+            name: [] for name in ("sdpa", "again", "sparc", "identity", "eager")
+        }
         selected = []
         for run in range(runs):
             draw = torch.Generator().manual_seed(run)
@@ -578,7 +584,8 @@ def sparc(folder: Path, runs: int) -> Iterator[Row]:
             steering = SparcSteering(1.1, 0.1, tau, 5, None, "relative", 0, False)
             tap = steering.tap(taps.Prompt(image, torch.ones_like(ids), 8))
             steered = Decoding(model, taps.KERNEL, ids, pixels, (tap,))  # of the prompt, it only reads
-            ways = {"sparc": steered, "sdpa": steered.fork("sdpa"), "again": steered.fork("sdpa")}
+            ways = {name: steered.fork("sdpa") for name in ("sdpa", "again")}
+            ways |= {"sparc": steered, "identity": steered.fork(taps.KERNEL)}
             if batch == 1:
                 AttentionInterface.register("whole", EagerSparc(image, 1.1, 0.1, tau, 5))
                 ways["eager"] = Decoding(model, "whole", ids, pixels)
@@ -592,28 +599,32 @@ def sparc(folder: Path, runs: int) -> Iterator[Row]:
             selected.append(statistics.mean(n for per in counts for n in per))
             for name, way in ways.items():
                 found[name].append(way.seconds)
-        plain = [second for run in found["sdpa"] for second in run]
-        for name, label in (("sparc", "SPARC"), ("eager", "  SPARC as released, eager")):
-            if not found[name]:
-                continue
-            ratios, same = (
-                tuple(
-                    statistics.median(b / a for a, b in zip(sdpa, other, strict=True))
-                    for sdpa, other in zip(found["sdpa"], found[which], strict=True)
-                )
-                for which in (name, "again")
-            )
-            setting = f"batch {batch}, {statistics.median(selected):.0f} selected a step"
-            mine = [second for run in found[name] for second in run]
-            yield Row(
-                f"{label}, {setting}" if name == "sparc" else label,
-                "ms",
-                1000 * statistics.median(mine),
-                1000 * statistics.median(plain),
-                ratios,
-                same,
-                target if name == "sparc" else "",
-            )
+        rows = [
+            (
+                f"SPARC, batch {batch}, {statistics.median(selected):.0f} selected a step",
+                "sparc",
+                "sdpa",
+                target,
+            ),
+            ("  the same, beside the identity arm", "sparc", "identity", ""),
+            ("  SPARC as released, eager", "eager", "sdpa", ""),
+        ]
+        yield from (
+            step_cost(label, found, name, than, goal) for label, name, than, goal in rows if found[name]
+        )
+
+
+def step_cost(what: str, found: dict[str, list[list[float]]], name: str, than: str, target: str) -> Row:
+    """found: seconds of each step of each run, by way."""
+    ratios, same = (
+        tuple(
+            statistics.median(b / a for a, b in zip(plain, other, strict=True))
+            for plain, other in zip(found[before], found[after], strict=True)
+        )
+        for before, after in ((than, name), ("sdpa", "again"))
+    )
+    mine, theirs = (1000 * statistics.median(itertools.chain(*found[way])) for way in (name, than))
+    return Row(what, "ms", mine, theirs, ratios, same, target)
 
 
 # ---------------------------------------------------------------- at the real size

@@ -1,8 +1,9 @@
 """Attention taps: look at a decoder's attention while it runs, without patching a forward.
 
 The one place that touches transformers' internals, and it does so through their public extension
-point: `register()` adds an attention kernel called "fovea" that runs SDPA, and around it the taps that
-are active in this context may look, scale cached values, or stop the forward. A checkpoint opts in with
+point: `register()` adds an attention kernel called "fovea" that runs SDPA (for one token on a CPU,
+cheaper sums that give the same), and around it the taps that are active in this context may look, weigh
+what is looked at, or stop the forward. A checkpoint opts in with
 `attn_implementation={"text_config": KERNEL, "vision_config": "sdpa"}`; its vision tower stays plain.
 Nothing has to be restored but a context variable, so an exception leaves the model as it was.
 
@@ -16,7 +17,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -44,6 +46,11 @@ class AttentionCall:
     mask: Tensor | None
     scaling: float
 
+    @cached_property
+    def row(self) -> Tensor:
+        """The last token's attention: `last_row`, made once for all who look."""
+        return last_row(self.query, self.key, self.mask, self.scaling)
+
 
 class Tap:
     """Something that looks at attention calls; this one does nothing."""
@@ -51,16 +58,12 @@ class Tap:
     def before(self, call: AttentionCall) -> None:
         """Called at every layer before its attention runs."""
 
-    def weights(self, call: AttentionCall) -> Tensor | None:
-        """One new token's attention, float32 (B, heads, K) as of `last_row`, where this tap has made it.
-
-        Then the kernel does not make it again: on a CPU that is cheaper than SDPA's own pass. None
-        leaves it to the kernel; never asked of more than one new token.
-        """
-        return None
-
     def sees(self, call: AttentionCall) -> Tensor | None:
         """A mask, broadcastable to (B, 1, Q, K), in place of the call's; None keeps that one."""
+        return None
+
+    def gains(self, call: AttentionCall) -> Tensor | None:
+        """(B, K) by which each token's weight is multiplied after the softmax; None leaves it as it is."""
         return None
 
     def after(self, call: AttentionCall, output: Tensor) -> Tensor | None:
@@ -153,7 +156,7 @@ class RowTap(Tap):
     def before(self, call: AttentionCall) -> None:
         if call.layer not in self.layers or call.layer in self.rows:
             return
-        row = last_row(call.query, call.key, call.mask, call.scaling).mean(dim=1)
+        row = call.row.mean(dim=1)
         self.rows[call.layer] = row if self.columns is None else row.gather(1, self.columns)
         if self.stop and call.layer == max(self.layers):
             raise StopForward
@@ -176,7 +179,7 @@ class GradientTap(Tap):
     def after(self, call: AttentionCall, output: Tensor) -> Tensor | None:
         if call.layer not in self.layers:
             return None
-        row = last_row(call.query, call.key, call.mask, call.scaling).detach()
+        row = call.row.detach()
         zeros = torch.zeros_like(row, requires_grad=True)
         rows, heads, length = row.shape
         kv_heads = call.value.shape[1]
@@ -188,10 +191,10 @@ class GradientTap(Tap):
 
 
 def last_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """The attention weights of the last query: float32 (B, heads, K), each row of K summing to 1.
+    """The attention weights of the last query: (B, heads, K), each row of K summing to 1.
 
-    Shapes as in `AttentionCall`. Grouped queries share their key head without repeating it. Padding on
-    the left is whatever the mask hides.
+    Shapes as in `AttentionCall`. float32, or float64 of such a model. Grouped queries share their key head
+    without repeating it. Padding on the left is whatever the mask hides.
 
     >>> row = last_row(torch.zeros(1, 2, 3, 4), torch.zeros(1, 1, 3, 4), None, 0.5)
     >>> row.shape, float(row[0, 0, 0])
@@ -202,8 +205,10 @@ def last_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) ->
     if mask is None and key.shape[2] > length > 1:
         # A prefill into an empty static cache: transformers' SDPA cuts the unwritten keys off as well.
         key = key[:, :, :length]
-    last = query[:, :, -1].reshape(rows, kv_heads, heads // kv_heads, dim)
-    scores = torch.matmul(last.float(), key.transpose(2, 3).float()) * scaling
+    exact = torch.promote_types(query.dtype, torch.float32)
+    last = query[:, :, -1].reshape(rows, kv_heads, heads // kv_heads, dim).to(exact)
+    # In this order a CPU reads the keys once along their rows: a quarter to a third cheaper.
+    scores = torch.matmul(key.to(exact), last.transpose(2, 3)).transpose(2, 3) * scaling
     scores = scores.reshape(rows, heads, key.shape[2])
     if mask is not None:
         seen = mask[:, :, -1, : key.shape[2]]
@@ -234,30 +239,26 @@ def _attention(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' signature of an attention kernel: SDPA, and the active taps before it."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    taps = _ACTIVE.get()
-    if not taps:
-        plain: tuple[Tensor, Tensor | None] = sdpa(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
-        )
-        return plain
+    """transformers' signature of an attention kernel; a kernel of its own where that is cheaper, or SDPA."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = AttentionCall(module.layer_idx, query, key, value, attention_mask, scale)
+    taps = _ACTIVE.get()
     for tap in taps:
         tap.before(call)
     for tap in taps:
         if (mask := tap.sees(call)) is not None:
-            attention_mask = mask
-    row = _known(taps, call) if query.shape[2] == 1 and attention_mask is call.mask else None
+            call = replace(call, mask=mask)
+    gains = [gain for tap in taps if (gain := tap.gains(call)) is not None]
     weights: Tensor | None = None
-    if row is not None:
-        output = _weighted(row, value)
+    if _small(query):
+        output = _of_one(call, gains)
     else:
-        output, weights = sdpa(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        for gain in gains:
+            value = value * gain[:, None, :, None].to(value.dtype)
+        output, weights = ALL_ATTENTION_FUNCTIONS["sdpa"](
+            module, query, key, value, call.mask, scaling=scaling, dropout=dropout, **options
         )
     for tap in taps:
         if (changed := tap.after(call, output)) is not None:
@@ -265,14 +266,18 @@ def _attention(
     return output, weights
 
 
-def _known(taps: Iterable[Tap], call: AttentionCall) -> Tensor | None:
-    """The first tap's weights of the one new token, if any has them."""
-    return next((row for tap in taps if (row := tap.weights(call)) is not None), None)
+def _small(query: Tensor) -> bool:
+    """One new token on a CPU: SDPA's blocks are made for many (`benchmarks/whitebox.py`)."""
+    full = query.dtype in (torch.float32, torch.float64)
+    return query.shape[2] == 1 and query.device.type == "cpu" and full
 
 
-def _weighted(row: Tensor, value: Tensor) -> Tensor:
-    """One token's weights (B, heads, K) times the values: (B, 1, heads, dim), as a kernel gives it."""
+def _of_one(call: AttentionCall, gains: Iterable[Tensor]) -> Tensor:
+    """The attention of one new token, (B, 1, heads, dim), as a kernel gives it."""
+    row = call.row
+    for gain in gains:
+        row = row * gain[:, None]
     rows, heads, length = row.shape
-    kv_heads = value.shape[1]
-    grouped = row.to(value.dtype).view(rows, kv_heads, heads // kv_heads, length)
-    return torch.matmul(grouped, value).reshape(rows, 1, heads, -1)
+    kv_heads = call.value.shape[1]
+    grouped = row.view(rows, kv_heads, heads // kv_heads, length)
+    return torch.matmul(grouped, call.value).reshape(rows, 1, heads, -1)

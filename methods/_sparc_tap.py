@@ -1,9 +1,9 @@
-"""SPARC's state during one generation: the moving average, the selection, and the scaled cache.
+"""SPARC's state during one generation: the moving average, the selection, and each token's gain.
 
 Knows attention calls and where image tokens stand. Must not know models, prompts or pictures.
-One row of one layer is read per step, what is selected synchronises with the device once per step, and
-each layer then pays for gathering, scaling and putting back the selected values alone
-(`benchmarks/whitebox.py` says what that costs).
+One row of one layer is read per step, and nothing synchronises with the device. To scale a cached value
+by alpha is to scale the weight it gets, so the cache stays as it was, and each layer pays for one
+multiplication (`benchmarks/whitebox.py` says what that costs).
 """
 
 from __future__ import annotations
@@ -36,35 +36,26 @@ class SparcTap(taps.Tap):
         if self.layer >= depth or self._first >= depth:
             wrong = self.layer if self.layer >= depth else self._first
             raise CapabilityError(f"layer {wrong} does not exist: this decoder has layers 0 to {depth - 1}")
-        counts = prompt.image.sum(dim=1)
-        widest = int(counts.max())
-        # Image positions first, in their order; the rest of a shorter row's table is not valid.
-        order = torch.argsort((~prompt.image).int(), dim=1, stable=True)
-        self._columns = order[:, :widest]
-        self._valid = torch.arange(widest, device=counts.device) < counts[:, None]
-        # A token that is not valid is compared with NaN, and so never selected.
-        self._tau = torch.where(self._valid, steering.tau, torch.nan)
-        self._average: Tensor | None = None
-        self._row: Tensor | None = None  # of the newest token, in `layer`
+        self._average: Tensor | None = None  # (B, L), over the prompt's tokens, as all that follows
         self._hit: Tensor | None = None  # of the newest step
-        self._vectors: Tensor | None = None  # what this step scales, in a cache seen as (B * heads * K, dim)
+        self._gain = torch.empty(0)  # (B, K), of this step
         self._selected: list[Tensor] = []
-        self._draws = [torch.Generator().manual_seed(steering.seed) for _ in range(len(counts))]
+        self._draws = [torch.Generator().manual_seed(steering.seed) for _ in prompt.image]
 
     def before(self, call: taps.AttentionCall) -> None:
         self._check(call)
         if call.layer == 0 and self._hit is not None:
-            self._vectors = self._selection(self._hit, call.value.shape)
-        if self._vectors is not None and self._first <= call.layer <= self._last:
-            values = call.value.view(-1, call.value.shape[-1])
-            scaled = values.index_select(0, self._vectors).mul_(self._how.alpha)
-            values.index_copy_(0, self._vectors, scaled)
+            gain = self._gain[:, : self._hit.shape[1]]
+            self._gain = torch.where(self._hit, gain * self._how.alpha, gain)
         if call.layer == self.layer:
             self._read(call)
 
-    def weights(self, call: taps.AttentionCall) -> Tensor | None:
-        """What was read of a decoded token's attention need not be made twice."""
-        return self._row if call.layer == self.layer else None
+    def gains(self, call: taps.AttentionCall) -> Tensor | None:
+        if self._hit is None or not self._first <= call.layer <= self._last:
+            return None
+        if more := call.key.shape[2] - self._gain.shape[1]:
+            self._gain = torch.nn.functional.pad(self._gain, (0, more), value=1.0)
+        return self._gain
 
     def sees(self, call: taps.AttentionCall) -> Tensor | None:
         """The released prefill: every token of the prompt sees all of it."""
@@ -76,7 +67,10 @@ class SparcTap(taps.Tap):
 
     def trace(self, row: int, tokens: int) -> dict[str, Json]:
         """Of a row that decoded so many tokens: what was selected as each but the first was chosen."""
-        steps = [mask[row].nonzero().flatten().tolist() for mask in self._selected[: max(0, tokens - 1)]]
+        image = self._prompt.image[row]
+        steps = [
+            mask[row, image].nonzero().flatten().tolist() for mask in self._selected[: max(0, tokens - 1)]
+        ]
         return {
             "layer": self.layer,
             "tau": self._how.tau,
@@ -99,41 +93,34 @@ class SparcTap(taps.Tap):
             )
 
     def _read(self, call: taps.AttentionCall) -> None:
-        row = taps.last_row(call.query, call.key, call.mask, call.scaling)
-        self._row = row if call.query.shape[2] == 1 else None
+        image = self._prompt.image
+        row = call.row[:, :, : image.shape[1]]
         if self._how.whole_prompt:
             row = row.to(call.query.dtype)  # as released
-        looked = row.mean(dim=1).gather(1, self._columns)
+        looked = row.mean(dim=1)
         if self._average is None:  # a prompt whose rest is one token is still a prompt
-            self._average, self._tau = looked, self._tau.to(looked.dtype)
+            self._average = looked
+            self._gain = call.row.new_ones(image.shape)
+            # A token that is not an image's is compared with NaN, and so never selected.
+            self._tau = looked.new_full(image.shape, self._how.tau).masked_fill(~image, torch.nan)
             return
         change = (looked - self._average) / self._average
         if not self._how.whole_prompt:
             change = change.nan_to_num(0.0, torch.inf, -torch.inf)
         hit = change >= self._tau
         if self._how.select == "all":
-            hit = self._valid
+            hit = image
         elif self._how.select == "random":
             hit = self._shuffled(hit)
         self._hit = hit
         self._selected.append(hit)
         self._average = (1 - self._how.beta) * looked + self._how.beta * self._average
 
-    def _selection(self, hit: Tensor, cache: torch.Size) -> Tensor | None:
-        """Where the selected values lie in a contiguous cache of shape (B, kv heads, K, dim); None: none."""
-        _, heads, length, _ = cache
-        rows, places = hit.nonzero(as_tuple=True)
-        if not len(rows):
-            return None
-        lanes = rows[:, None] * heads + torch.arange(heads, device=hit.device)
-        return torch.add(self._columns[rows, places][:, None], lanes, alpha=length).flatten()
-
     def _shuffled(self, hit: Tensor) -> Tensor:
         """As many per row, anywhere; a row draws from its own generator, whatever its batch."""
         drawn = torch.zeros_like(hit)
-        for row, (taken, valid) in enumerate(
-            zip(hit.sum(dim=1).tolist(), self._valid.sum(dim=1).tolist(), strict=True)
-        ):
-            places = torch.randperm(valid, generator=self._draws[row])[:taken]
-            drawn[row, places.to(hit.device)] = True
+        for row, (taken, image) in enumerate(zip(hit.sum(dim=1).tolist(), self._prompt.image, strict=True)):
+            places = image.nonzero().flatten()
+            chosen = torch.randperm(len(places), generator=self._draws[row])[:taken]
+            drawn[row, places[chosen.to(places.device)]] = True
         return drawn

@@ -13,7 +13,8 @@ heads, and m(p) its moving average, which begins as a_0, the last prompt token's
     r(p) = (a_t(p) - m(p)) / m(p),    S = {p : r(p) >= tau},    m <- (1 - beta) a_t + beta m
 
 and from the next step on, in every layer of `layers`, the cached values of S are scaled by alpha. A
-position selected in c steps is scaled by alpha ** c: the cache remembers.
+position selected in c steps is scaled by alpha ** c: the release's cache remembers that, here a gain per
+position does, by which its weight is multiplied instead (the products are the same but for rounding).
 
 Repairs of the released code under `fidelity=fixed`, each absent under `released`:
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 from adapters import hf
+from adapters._hf_layout import Layout
 from adapters.scripted import Scripted
 from harness import taps
 from harness.errors import CapabilityError, SpecError
@@ -216,17 +217,78 @@ def test_a_static_cache_gives_the_dynamic_ones_words(model: hf.Hf, whole_prompt:
     assert found[0] == found[1]
 
 
-def test_values_are_scaled_once_per_selection_in_the_layers_asked_for(model: hf.Hf) -> None:
+class _ScaledCache(taps.Tap):
+    """The release's way: what a step before selected is multiplied in the cache, in place, for good."""
+
+    def __init__(self, alpha: float, layers: tuple[int, int], columns: Any, steps: list[list[int]]) -> None:
+        self._alpha, self._layers, self._columns, self._steps = alpha, layers, columns, steps
+        self._step = -1
+
+    def before(self, call: taps.AttentionCall) -> None:
+        self._step += call.layer == 0
+        if self._step >= 2 and self._layers[0] <= call.layer <= self._layers[1]:
+            call.value[:, :, self._columns[self._steps[self._step - 2]]] *= self._alpha
+
+
+@pytest.mark.parametrize("layers", [(0, 3), (0, 0), (2, 3)])
+def test_gains_are_what_scaling_the_cached_values_would_be(model: hf.Hf, layers: tuple[int, int]) -> None:
     weights, made, prompt = _inputs(model, 1)
-    ends = []
-    for alpha in (1.0, 2.0):
-        tap = _steering(alpha=alpha, tau=-9.0, layer=2, layers=(0, 0), select="all").tap(prompt)
+
+    def logits(tap: taps.Tap) -> torch.Tensor:
         with torch.no_grad(), taps.active(tap):
             out = weights.generate(
-                **made.whole(), max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True
+                **made.whole(),
+                max_new_tokens=8,
+                min_new_tokens=8,
+                return_dict_in_generate=True,
+                output_logits=True,
             )
-        ends.append(out.past_key_values.layers[0].values[:, :, : made.mask.shape[1]][:, :, prompt.image[0]])
-    assert torch.equal(ends[1], 4 * ends[0])  # of three steps, the first only selects
+        return torch.stack(out.logits)
+
+    tap = _steering(alpha=1.5, tau=0.02, layer=1, layers=layers).tap(prompt)
+    found = logits(tap)
+    steps = tap.trace(0, 8)["selected"]
+    assert sum(map(len, steps)) > 8
+    columns = prompt.image[0].nonzero().flatten()
+    torch.testing.assert_close(found, logits(_ScaledCache(1.5, layers, columns, steps)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("whole_prompt", [False, True])
+def test_where_sdpa_weighs_the_words_are_the_same(
+    model: hf.Hf, whole_prompt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the gains multiply the values that SDPA sees."""
+    weights, made, prompt = _inputs(model, 3)
+    found = []
+    for small in (taps._small, lambda query: False):
+        monkeypatch.setattr(taps, "_small", small)
+        tap = _steering(alpha=1.5, tau=0.05, layer=2, whole_prompt=whole_prompt).tap(prompt)
+        with torch.no_grad(), taps.active(tap):
+            out = weights.generate(**made.whole(), max_new_tokens=8)
+        found.append((out.tolist(), [tap.trace(row, 8) for row in range(3)]))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("knobs", [{"alpha": 1.0, "tau": 0.0}, {"alpha": 1.5, "tau": float("inf")}])
+def test_the_logits_of_no_gain_are_the_plain_ones_bit_for_bit(
+    model: hf.Hf, dtype: torch.dtype, knobs: dict[str, float]
+) -> None:
+    _, made, prompt = _inputs(model, 3)
+    weights = LlavaForConditionalGeneration.from_pretrained(
+        model.checkpoint.folder, attn_implementation=Layout.attention, dtype=dtype
+    ).eval()
+    inputs = made.whole()
+    pictures = inputs["mm_encoder_outputs"]["image"]
+    pictures.pooler_output = [one.to(dtype) for one in pictures.pooler_output]
+    logits = []
+    for steered in ([], [_steering(layer=2, **knobs).tap(prompt)]):
+        with torch.no_grad(), taps.active(*steered):
+            out = weights.generate(
+                **inputs, max_new_tokens=8, return_dict_in_generate=True, output_logits=True
+            )
+        logits.append(torch.stack(out.logits))
+    assert torch.equal(*logits)
 
 
 def test_the_beginnings_that_rows_share_are_not_scaled(model: hf.Hf) -> None:

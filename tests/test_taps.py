@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,54 @@ def test_without_taps_the_kernel_is_sdpa(pair: tuple[Any, Any], tmp_path: Path) 
     with torch.no_grad():
         ours, theirs = tapped(**batch).logits, eager(**batch).logits
     torch.testing.assert_close(ours[real], theirs[real], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_one_token_on_a_cpu_is_what_sdpa_makes_of_it(pair: tuple[Any, Any], rows: int, cache: str) -> None:
+    tapped, eager = pair
+    batch = _batch(rows)
+    logits = []
+    for model in (tapped, eager):
+        config = model.config.text_config
+        kept = DynamicCache() if cache == "dynamic" else StaticCache(config, max_cache_len=30)
+        with torch.no_grad():
+            model(**{name: one[:, :-1] for name, one in batch.items()}, past_key_values=kept)
+            last = {name: one[:, -1:] for name, one in batch.items()}
+            last["attention_mask"] = batch["attention_mask"]
+            logits.append(model(**last, past_key_values=kept).logits)
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+
+
+class _Gain(taps.Tap):
+    def __init__(self, gain: torch.Tensor) -> None:
+        self.gain = gain
+
+    def gains(self, call: taps.AttentionCall) -> torch.Tensor:
+        return self.gain
+
+
+@pytest.mark.parametrize("queries", [1, 6])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("small", [True, False])
+def test_gains_multiply_the_weights_after_the_softmax(
+    queries: int, kv_heads: int, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, queries, 8, generator=draw, dtype=torch.float64)
+    key, value = (torch.randn(2, kv_heads, 9, 8, generator=draw, dtype=torch.float64) for _ in range(2))
+    mask = torch.ones(2, 1, queries, 9).bool()
+    mask[1, :, :, :3] = False
+    gains = [torch.rand(2, 9, generator=draw, dtype=torch.float64) + 0.5 for _ in range(2)]
+    module = types.SimpleNamespace(layer_idx=0, num_key_value_groups=4 // kv_heads, is_causal=True)
+    if not small:
+        monkeypatch.setattr(taps, "_small", lambda query: False)
+    with taps.active(*map(_Gain, gains)):
+        output, _ = taps._attention(module, query, key, value, mask)
+    keys, values = (one.repeat_interleave(4 // kv_heads, dim=1) for one in (key, value))
+    scores = (query @ keys.transpose(2, 3) * 8**-0.5).masked_fill(~mask, -torch.inf)
+    weighed = scores.softmax(dim=-1) * gains[0][:, None, None] * gains[1][:, None, None]
+    torch.testing.assert_close(output, (weighed @ values).transpose(1, 2), atol=1e-12, rtol=1e-12)
 
 
 def test_taps_nest_and_end_with_their_block(pair: tuple[Any, Any]) -> None:
