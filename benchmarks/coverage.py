@@ -1,6 +1,6 @@
 """Do the intervals and tests of two runs keep their word? Simulated pairs of runs whose truth is known.
 
-    python benchmarks/coverage.py [--pairs 2000] [--draws 2000] [--permutations 999]
+    python -m benchmarks.coverage [--pairs 2000] [--draws 2000] [--permutations 999]
 
 Per setting: how often the 95 % interval of the paired difference holds the true one (goal: 93 to 97 %), and
 how often the permutation test says p < .05 (where the rates are equal, a false alarm: 5 % at most, but for
@@ -12,9 +12,7 @@ settings with images, questions about one image are correlated too.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -66,7 +64,7 @@ def draw(setting: Setting, rng: np.random.Generator) -> tuple[npt.NDArray[np.boo
 
 def simulate(setting: Setting, pairs: int, draws: int, permutations: int) -> tuple[float, float]:
     """(share of intervals that hold the truth, share of tests below .05)."""
-    from harness import stats
+    from harness import paired
     from metrics.exact import metric
 
     rng = np.random.default_rng(0)
@@ -75,7 +73,7 @@ def simulate(setting: Setting, pairs: int, draws: int, permutations: int) -> tup
     held = alarms = 0
     for seed in range(pairs):
         counts = [[{"score": float(right), "scored": 1} for right in side] for side in draw(setting, rng)]
-        found = stats.paired(metric(), *counts, clusters, draws=draws, permutations=permutations, seed=seed)[
+        found = paired.paired(metric(), *counts, clusters, draws=draws, permutations=permutations, seed=seed)[
             "accuracy"
         ]
         low, high, p = found.difference.low, found.difference.high, found.chance.p
@@ -87,7 +85,7 @@ def simulate(setting: Setting, pairs: int, draws: int, permutations: int) -> tup
 
 def at_detectable(setting: Setting, pairs: int, permutations: int) -> tuple[float, float]:
     """(what comparisons of equal rates say that they could show, on average; how often it is found)."""
-    from harness import stats
+    from harness import paired
     from metrics.exact import metric
 
     rng = np.random.default_rng(1)
@@ -95,7 +93,7 @@ def at_detectable(setting: Setting, pairs: int, permutations: int) -> tuple[floa
     shown = []
     for _ in range(20):
         counts = [[{"score": float(right), "scored": 1} for right in side] for side in draw(setting, rng)]
-        found = stats.paired(metric(), *counts, clusters, draws=500, permutations=1)["accuracy"]
+        found = paired.paired(metric(), *counts, clusters, draws=500, permutations=1)["accuracy"]
         shown.append(found.detectable or 0.0)
     mean = float(np.mean(shown))
     there = Setting(setting.n, setting.first, setting.first + mean, setting.per_image, setting.alike)
@@ -132,5 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     main()

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
-from harness import stats, store
+from harness import paired, stats, store
 from metrics.retrieval import metric
 
 IMPLS = ("laps", "seps_released", "seps_paper")
@@ -84,7 +84,7 @@ def table(out: Path, seeds: Sequence[int]) -> None:
         clusters = [cluster for cluster, _ in ours]
         counts, others = ([count for _, count in some] for some in (ours, base))
         rsum = stats.bootstrap(recall, counts, clusters)["rsum"]
-        gain = stats.paired_difference(recall, counts, others, clusters)["rsum"]
+        gain = paired.paired_difference(recall, counts, others, clusters)["rsum"]
         each = [recall.reduce([count for _, count in found[impl, seed, protocol]])["rsum"] for seed in seeds]
         known = [value for value in each if value is not None]
         print(

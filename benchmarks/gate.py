@@ -1,6 +1,6 @@
 """How often does the gate cry wolf, and how small a loss does it see? Simulated gates whose truth is known.
 
-    python benchmarks/gate.py [--gates 2000] [--rows 10]
+    python -m benchmarks.gate [--gates 2000] [--rows 10]
 
 A gate judges ten rows at once, against a tolerance of .03. First per setting, where every row's true loss is
 zero or exactly the tolerance: how often at least one row is called worse (a false alarm; goal: the 95 %
@@ -15,9 +15,7 @@ settings with images those to questions about one image, are correlated.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -86,8 +84,8 @@ def lost(setting: Setting, gates: int, rows: int, rng: np.random.Generator) -> I
 def intervals(
     differences: Ints, per_image: int, extra: int, rows: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The ends of `harness.stats.paired_jackknife` for all of them at once; extra: clusters on top as far out
-    as the furthest (2 is what it does)."""
+    """The ends of `harness.noninferiority.paired_jackknife` for all of them at once; extra: clusters on top
+    as far out as the furthest (2 is what it does)."""
     from scipy.stats import t
 
     *shape, n = differences.shape
@@ -158,7 +156,7 @@ def seen(setting: Setting, gates: int, rows: int) -> tuple[float, float]:
 
 def agrees() -> None:
     """That `intervals` is what the gate computes."""
-    from harness import stats
+    from harness.noninferiority import paired_jackknife
     from metrics.exact import metric
 
     setting = Setting(60, 0.6, 0.1, per_image=3)
@@ -167,7 +165,7 @@ def agrees() -> None:
     before = [{"score": float(lost_one > 0), "scored": 1} for lost_one in differences[0, 0]]
     now = [{"score": float(lost_one < 0), "scored": 1} for lost_one in differences[0, 0]]
     images = [place // 3 for place in range(60)]
-    found = stats.paired_jackknife(metric(), before, now, images, confidence=1 - FAMILY / 10)["accuracy"]
+    found = paired_jackknife(metric(), before, now, images, confidence=1 - FAMILY / 10)["accuracy"]
     assert np.allclose((found.low, found.high), (low[0, 0], high[0, 0])), (found, low, high)
 
 
@@ -210,5 +208,4 @@ def _share(good: int, of: int, setting: Setting) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     main()

@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.errors import ModelError
 
@@ -163,6 +164,25 @@ def explained(what: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:500]
         raise ModelError(f"{what} does not load: {reason}") from error
+
+
+def read_config(name: str, folder: Path, *, trust_remote_code: bool = False, own_code: str = "") -> Any:
+    """transformers' config of the checkpoint in a folder; `name` is what messages call it.
+
+    own_code: what the message adds where the config asks for code of its own and that is not trusted. Raises
+    `ModelError` for a config.json that transformers cannot read or does not know.
+    """
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except (OSError, ValueError) as error:
+        hint = own_code if "trust_remote_code" in str(error) else ""
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{name}: config.json cannot be used{hint} ({reason})") from None
 
 
 def require_whole(what: str, missing: Sequence[str]) -> None:

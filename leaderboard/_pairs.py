@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import _columns, stats, store, summary
+from harness import _columns, _resampling, paired, stats, store, summary
 from harness.stats import Estimate
 from harness.types import Metric, Usage, canonical
 from leaderboard import _kept
@@ -180,7 +180,7 @@ class Batch:
 
     def differences(self) -> list[Difference]:
         """In the pairs' order, over the samples that both runs have scored."""
-        tested = stats.paired_each(list(_gathered(self.pairs, self.metric)))
+        tested = paired.paired_each(list(_gathered(self.pairs, self.metric)))
         return [Difference(one[self.number].difference, one[self.number].chance.p) for one in tested]
 
 
@@ -191,7 +191,8 @@ def differences(batches: Sequence[Batch]) -> dict[Path, Difference]:
     missing: list[tuple[Batch, list[str | None]]] = []
     for batch in batches:
         decides = [batch.number, summary.metric_json(batch.metric), np.__version__]
-        code = _kept.code_of(_columns, stats, store, sys.modules[__name__], type(batch.metric))
+        statistics = (_columns, _resampling, stats, paired)
+        code = _kept.code_of(*statistics, store, sys.modules[__name__], type(batch.metric))
         absent, keys = [], []
         for run, arm in batch.pairs:
             key = _kept.key((run.stamp, arm.stamp), decides, code)
@@ -254,7 +255,7 @@ def _inherited_part(number: int) -> list[Difference]:
     return _inherited[number].differences()
 
 
-def _gathered(pairs: Sequence[Pair], metric: Metric) -> Iterator[stats.Pair]:
+def _gathered(pairs: Sequence[Pair], metric: Metric) -> Iterator[paired.Pair]:
     last: Stored | None = None
     theirs: Counts = {}
     for run, arm in pairs:
@@ -263,9 +264,9 @@ def _gathered(pairs: Sequence[Pair], metric: Metric) -> Iterator[stats.Pair]:
         yield _pair(theirs, run.counts(), metric)
 
 
-def _pair(theirs: Counts, ours: Counts, metric: Metric) -> stats.Pair:
+def _pair(theirs: Counts, ours: Counts, metric: Metric) -> paired.Pair:
     shared = [key for key in theirs if key in ours]
-    return stats.Pair(
+    return paired.Pair(
         metric,
         [theirs[key][1] for key in shared],
         [ours[key][1] for key in shared],

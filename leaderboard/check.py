@@ -20,9 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import stats, store
+from harness import paired, store
 from harness.errors import FoveaError
-from harness.stats import Measured
+from harness.noninferiority import Measured, needed_samples, paired_jackknife
 from harness.types import Metric, canonical, digest
 from leaderboard._baseline import Baseline, Entry, Rerun, Samples, pack, read, write
 from leaderboard.board import MetricFrom, _model_name
@@ -312,8 +312,8 @@ class _Paired:
     def judged(self, confidence: float) -> Checked:
         row = self.blank
         sides = (self.before, self.now) if row.higher_is_better else (self.now, self.before)
-        loss = stats.paired_jackknife(self.metric, *sides, self.clusters, confidence=confidence)[row.number]
-        changed = stats.outcomes(self.metric, self.before, self.now)[row.number]
+        loss = paired_jackknife(self.metric, *sides, self.clusters, confidence=confidence)[row.number]
+        changed = paired.outcomes(self.metric, self.before, self.now)[row.number]
         ups, downs = (
             tuple(self.ids[at] for at in places)
             for places in ((changed.up, changed.down) if changed is not None else ((), ()))
@@ -341,7 +341,7 @@ class _Paired:
         if loss.high <= row.tolerance + _ROUNDING:
             return replace(found, verdict="good")
         gap = row.tolerance - loss.value
-        needed = stats.needed_samples(found.n, loss.error, gap, confidence)
+        needed = needed_samples(found.n, loss.error, gap, confidence)
         if needed is None or needed > _HOPELESS * found.n:
             return replace(found, reason="the loss is about the tolerance: no number of samples would decide")
         number = _rounded(needed)

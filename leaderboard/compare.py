@@ -16,9 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import stats, store
+from harness import paired, stats, store
 from harness.errors import FoveaError
-from harness.stats import Chance, Estimate, Outcomes, Paired
+from harness.paired import Chance, Outcomes, Paired
+from harness.stats import Estimate
 from harness.summary import Row, slim
 from harness.types import Metric, canonical
 from leaderboard.board import MetricFrom, _model_name
@@ -424,21 +425,21 @@ class _Samples:
         first, second = ([side[place] for place in places] for side in self.counts)
         if some and not numbers:
             return
-        found = stats.paired(self.metric, first, second, [self.clusters[place] for place in places])
-        changed = stats.outcomes(self.metric, first, second)
-        right = stats.right_or_wrong(self.metric, first, second)
+        tested = paired.paired(self.metric, first, second, [self.clusters[place] for place in places])
+        changed = paired.outcomes(self.metric, first, second)
+        right = paired.right_or_wrong(self.metric, first, second)
         ids = [self.ids[place] for place in places]
-        for number, paired in found.items():
+        for number, found in tested.items():
             if not numbers or number in numbers:
-                line = self._line(number, paired, ids, changed[number])
+                line = self._line(number, found, ids, changed[number])
                 flips = right[number] if line.p is not None else None
-                yield replace(line, mcnemar=stats.mcnemar(*flips) if flips else None)
+                yield replace(line, mcnemar=paired.mcnemar(*flips) if flips else None)
 
-    def _line(self, number: str, paired: Paired, ids: Sequence[str], changed: Outcomes | None) -> Line:
+    def _line(self, number: str, found: Paired, ids: Sequence[str], changed: Outcomes | None) -> Line:
         better = self.metric.higher_is_better.get(number)
-        line = Line(self.key, number, better, len(ids), paired)
+        line = Line(self.key, number, better, len(ids), found)
         if better is None:
-            untested = replace(paired, chance=Chance(None, True))
+            untested = replace(found, chance=Chance(None, True))
             return replace(line, found=untested, note="describes, so it is not tested")
         if changed is None:
             return line

@@ -18,7 +18,7 @@ import pytest
 from browser import browser, needs_browser, page
 from rich.console import Console
 
-from harness import resolve, stats, store
+from harness import paired, resolve, stats, store
 from harness.errors import StoreError
 from harness.grid import cells, read
 from harness.store import Record
@@ -220,7 +220,7 @@ def test_the_intervals_of_ten_equal_cells_hold_all_at_once_where_plain_ones_do_n
         found = stats.simultaneous(Mean(), some, [(k, 0) for k in range(1, 10)], draws=500)["mean"]  # type: ignore[arg-type]
         held += all(one.low <= 0 <= one.high for one in found)  # type: ignore[operator]
         best = max(range(9), key=lambda k: found[k].value or 0)
-        alone = stats.paired_difference(Mean(), some[best + 1], some[0], draws=500)["mean"]  # type: ignore[arg-type]
+        alone = paired.paired_difference(Mean(), some[best + 1], some[0], draws=500)["mean"]  # type: ignore[arg-type]
         plain += alone.low <= 0 <= alone.high  # type: ignore[operator]
     assert 0.90 <= held / draws <= 0.99
     assert plain / draws <= 0.92
@@ -230,7 +230,7 @@ def test_one_contrast_alone_is_about_the_plain_interval_and_clusters_widen_it() 
     rng = np.random.default_rng(0)
     first, second = (counts(rng.random(300) < rate) for rate in (0.5, 0.6))
     (one,) = stats.simultaneous(Mean(), [first, second], [(1, 0)])["mean"]  # type: ignore[arg-type]
-    plain = stats.paired_difference(Mean(), second, first)["mean"]  # type: ignore[arg-type]
+    plain = paired.paired_difference(Mean(), second, first)["mean"]  # type: ignore[arg-type]
     assert one.value == plain.value
     assert (one.low, one.high) == pytest.approx((plain.low, plain.high), abs=0.01)
     doubled = [side + side for side in (first, second)]

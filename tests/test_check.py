@@ -18,9 +18,10 @@ from statsmodels.stats.power import NormalIndPower
 from typer.testing import CliRunner, Result
 
 from adapters.scripted import Scripted
-from harness import engine, matching, rerun, resolve, stats, store
+from harness import engine, matching, rerun, resolve, store
 from harness.cli import app
 from harness.errors import FoveaError
+from harness.noninferiority import needed_samples, paired_jackknife
 from harness.types import Method, Request, Response, Sample, Task
 from leaderboard import _baseline, _checked
 from leaderboard.check import Checked, check, exit_code, match, save
@@ -172,7 +173,7 @@ def test_rounding_as_on_another_processor_does_not_flip_the_repositorys_gate() -
 
     def high(flips: int) -> float:
         now = [{**count, "score": 0} if at in right[:flips] else count for at, count in enumerate(counts)]
-        found = stats.paired_jackknife(exact.metric(), counts, now, confidence=1 - 0.05 / 3)["accuracy"]
+        found = paired_jackknife(exact.metric(), counts, now, confidence=1 - 0.05 / 3)["accuracy"]
         assert found.high is not None and found.low is not None
         assert found.low < row.tolerance or flips > 20, "rounding is never called worse"
         return found.high
@@ -711,7 +712,7 @@ def counts_of(right: Sequence[Any]) -> list[dict[str, float]]:
 def test_the_interval_is_students_of_the_pairs_with_two_more_of_the_furthest() -> None:
     rng = np.random.default_rng(0)
     first, second = rng.random(80) < 0.7, rng.random(80) < 0.5
-    found = stats.paired_jackknife(exact.metric(), counts_of(first), counts_of(second), confidence=0.995)[
+    found = paired_jackknife(exact.metric(), counts_of(first), counts_of(second), confidence=0.995)[
         "accuracy"
     ]
     difference = first * 1.0 - second
@@ -733,8 +734,8 @@ def test_a_ratio_of_sums_and_lists_of_counts_have_the_same_jackknife() -> None:
     class Listed(type(metric)):  # type: ignore[misc]
         additive = False
 
-    one = stats.paired_jackknife(metric, *sides, images, confidence=0.99)
-    other = stats.paired_jackknife(Listed("rules"), *sides, images, confidence=0.99)
+    one = paired_jackknife(metric, *sides, images, confidence=0.99)
+    other = paired_jackknife(Listed("rules"), *sides, images, confidence=0.99)
     for name, found in one.items():
         assert vars(found) == pytest.approx(vars(other[name])), name
     assert one["CHAIRi"].error and one["CHAIRi"].error > 0
@@ -742,17 +743,17 @@ def test_a_ratio_of_sums_and_lists_of_counts_have_the_same_jackknife() -> None:
 
 def test_without_spread_or_without_a_second_image_there_is_no_width_or_no_interval() -> None:
     same = counts_of([1, 0, 1])
-    found = stats.paired_jackknife(exact.metric(), same, same)["accuracy"]
+    found = paired_jackknife(exact.metric(), same, same)["accuracy"]
     assert (found.value, found.low, found.high) == (0, 0, 0)
-    found = stats.paired_jackknife(exact.metric(), same, counts_of([0, 0, 0]), ["a"] * 3)["accuracy"]
+    found = paired_jackknife(exact.metric(), same, counts_of([0, 0, 0]), ["a"] * 3)["accuracy"]
     assert found.value == pytest.approx(2 / 3) and (found.low, found.high, found.error) == (None, None, None)
     with pytest.raises(ValueError, match="equal samples"):
-        stats.paired_jackknife(exact.metric(), same, same[:2])
+        paired_jackknife(exact.metric(), same, same[:2])
 
 
 def test_the_samples_that_would_be_needed_are_those_of_a_power_calculation() -> None:
-    needed = stats.needed_samples(400, 0.02, 0.03, confidence=0.995, power=0.8)
+    needed = needed_samples(400, 0.02, 0.03, confidence=0.995, power=0.8)
     spread = 0.02 * np.sqrt(400)
     theirs = NormalIndPower(ddof=0).solve_power(0.03 / spread, alpha=0.005, power=0.8, ratio=0)
     assert needed == pytest.approx(theirs, rel=1e-3)
-    assert stats.needed_samples(400, 0.0, 0.03) is None and stats.needed_samples(400, 0.02, 0.0) is None
+    assert needed_samples(400, 0.0, 0.03) is None and needed_samples(400, 0.02, 0.0) is None

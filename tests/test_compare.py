@@ -17,7 +17,7 @@ from statsmodels.stats.multitest import multipletests
 from typer.testing import CliRunner, Result
 
 from adapters.scripted import Scripted
-from harness import engine, matching, resolve, stats, store
+from harness import engine, matching, paired, resolve, store
 from harness.cli import app
 from harness.errors import FoveaError
 from harness.types import Decoding, Method, Request, Response, Sample, Task
@@ -186,7 +186,7 @@ def test_a_retrieval_pair_swaps_images_with_their_texts_and_adds_up_again(tmp_pa
     found = {line.number: line for line in pair.lines}
     assert (pair.n, pair.units) == (24, 8)
     assert found["rsum"].mcnemar is None, "no query has an rsum"
-    assert found["i2t_r1"].mcnemar == stats.mcnemar(len(found["i2t_r1"].better), len(found["i2t_r1"].worse))
+    assert found["i2t_r1"].mcnemar == paired.mcnemar(len(found["i2t_r1"].better), len(found["i2t_r1"].worse))
     # every swap of images by hand: rsum of queries, half of them of one matrix
     queries = [retrieval.queries(matrix, toy.owner) for matrix in matrices]
     metric = retrieval.Recall()
@@ -505,7 +505,8 @@ def test_a_number_without_direction_is_never_a_verdict() -> None:
 
 
 def line_of(corrected: float) -> Line:
-    from harness.stats import Chance, Estimate, Paired
+    from harness.paired import Chance, Paired
+    from harness.stats import Estimate
 
     found = Paired(0.1, 0.3, Estimate(0.2, 0.1, 0.3), Chance(corrected, False), 0.1)
     return Line("exact", "accuracy", True, 20, found, corrected=corrected)

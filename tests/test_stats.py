@@ -12,7 +12,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from harness import stats
+from harness import _resampling, paired, stats
 from harness._columns import columns, reduced
 from harness.types import Response, Sample
 
@@ -90,23 +90,23 @@ def test_a_paired_difference_uses_the_pairing() -> None:
     rng = np.random.default_rng(2)
     before = rng.random(200)
     after = before + 0.1
-    paired = stats.paired_difference(Mean(), counts(after), counts(before))["mean"]
-    assert paired.value == pytest.approx(0.1)
-    assert paired.low == pytest.approx(0.1) and paired.high == pytest.approx(0.1)
+    found = paired.paired_difference(Mean(), counts(after), counts(before))["mean"]
+    assert found.value == pytest.approx(0.1)
+    assert found.low == pytest.approx(0.1) and found.high == pytest.approx(0.1)
 
 
 def test_a_run_does_not_differ_from_itself() -> None:
     values = counts(np.random.default_rng(3).random(30))
-    assert stats.paired_difference(Mean(), values, values)["mean"] == stats.Estimate(0.0, 0.0, 0.0)
+    assert paired.paired_difference(Mean(), values, values)["mean"] == stats.Estimate(0.0, 0.0, 0.0)
 
 
 def test_unequal_samples_are_not_a_pair() -> None:
     with pytest.raises(ValueError, match="got 2 and 1"):
-        stats.paired_difference(Mean(), counts([1, 2]), counts([1]))
+        paired.paired_difference(Mean(), counts([1, 2]), counts([1]))
 
 
 def test_weights_draw_every_unit_with_replacement() -> None:
-    weights = np.concatenate(list(stats.resample_weights(7, 3000, seed=0)))
+    weights = np.concatenate(list(_resampling.resample_weights(7, 3000, seed=0)))
     assert weights.shape == (3000, 7)
     assert (weights.sum(axis=1) == 7).all()
     assert weights.mean(axis=0) == pytest.approx(np.ones(7), abs=0.1)
@@ -119,7 +119,7 @@ def test_a_paired_interval_agrees_with_scipys_bootstrap() -> None:
     rng = np.random.default_rng(4)
     before = rng.gamma(1.0, size=80)
     after = before + rng.normal(0.2, 0.4, size=80)
-    ours = stats.paired_difference(Mean(), counts(after), counts(before), draws=20_000)["mean"]
+    ours = paired.paired_difference(Mean(), counts(after), counts(before), draws=20_000)["mean"]
     scipys = scipy.stats.bootstrap(
         (after, before),
         lambda a, b, axis: np.mean(a - b, axis),
@@ -165,7 +165,7 @@ def test_permutations_of_a_ratio_of_sums_are_scipys_where_they_can_be_counted(
     rng = np.random.default_rng(seed)
     table = np.stack([rng.integers(0, 4, 18), rng.integers(1, 5, 18)], axis=1).astype(float)
     first, second = ([{"x": x, "n": n} for x, n in table[rows]] for rows in (slice(9), slice(9, 18)))
-    found = stats.permutation_test(Mean(additive), first, second)["mean"]
+    found = paired.permutation_test(Mean(additive), first, second)["mean"]
     assert found.exact
     assert found.p == pytest.approx(scipys_p(table, 9))
 
@@ -175,7 +175,7 @@ def test_clusters_are_swapped_whole_as_scipy_swaps_their_sums() -> None:
     table = np.stack([rng.integers(0, 4, 48), rng.integers(1, 5, 48)], axis=1).astype(float)
     first, second = ([{"x": x, "n": n} for x, n in table[rows]] for rows in (slice(24), slice(24, 48)))
     clusters = [place % 8 for place in range(24)]
-    found = stats.permutation_test(Mean(), first, second, clusters)["mean"]
+    found = paired.permutation_test(Mean(), first, second, clusters)["mean"]
     sums = np.concatenate([table[:24].reshape(3, 8, 2).sum(0), table[24:].reshape(3, 8, 2).sum(0)])
     assert found.exact and found.p == pytest.approx(scipys_p(sums, 8))
 
@@ -184,7 +184,7 @@ def test_drawn_permutations_come_near_scipys() -> None:
     rng = np.random.default_rng(9)
     before = rng.normal(size=60)
     after = before + rng.normal(0.15, 0.5, size=60)
-    found = stats.permutation_test(Mean(), counts(before), counts(after))["mean"]
+    found = paired.permutation_test(Mean(), counts(before), counts(after))["mean"]
     scipys = scipy.stats.permutation_test(
         (after - before,), np.mean, permutation_type="samples", n_resamples=9999, rng=rng
     )
@@ -194,52 +194,52 @@ def test_drawn_permutations_come_near_scipys() -> None:
 
 def test_of_right_and_wrong_answers_all_permutations_give_the_sign_test() -> None:
     first, second = counts([0] * 9 + [1] * 20), counts([1] * 8 + [0] + [0] + [1] * 19)
-    assert stats.permutation_test(Mean(), first, second)["mean"].p == pytest.approx(stats.mcnemar(8, 1))
+    assert paired.permutation_test(Mean(), first, second)["mean"].p == pytest.approx(paired.mcnemar(8, 1))
 
 
 def test_only_what_differs_is_counted_so_that_large_runs_with_few_flips_are_exact() -> None:
     first = [0.0] * 5000
     second = [1.0] * 6 + [0.0] * 4994
-    found = stats.permutation_test(Mean(), counts(first), counts(second))["mean"]
-    assert found == stats.Chance(2 / 2**6, True)
+    found = paired.permutation_test(Mean(), counts(first), counts(second))["mean"]
+    assert found == paired.Chance(2 / 2**6, True)
 
 
 def test_a_run_against_itself_is_always_as_extreme() -> None:
     values = counts(np.random.default_rng(3).random(30))
-    assert stats.permutation_test(Mean(), values, values)["mean"] == stats.Chance(1.0, True)
-    found = stats.paired(Mean(), values, values)["mean"]
+    assert paired.permutation_test(Mean(), values, values)["mean"] == paired.Chance(1.0, True)
+    found = paired.paired(Mean(), values, values)["mean"]
     assert found.difference == stats.Estimate(0.0, 0.0, 0.0) and found.detectable is None
 
 
 def test_no_samples_and_an_undefined_number_have_no_p() -> None:
-    assert stats.permutation_test(Mean(), [], [])["mean"].p is None
+    assert paired.permutation_test(Mean(), [], [])["mean"].p is None
     nothing = [{"x": 0, "n": 0}]
-    assert stats.permutation_test(Mean(), nothing, nothing)["mean"].p is None
+    assert paired.permutation_test(Mean(), nothing, nothing)["mean"].p is None
     with pytest.raises(ValueError, match="got 2 and 1"):
-        stats.permutation_test(Mean(), counts([1, 2]), counts([1]))
+        paired.permutation_test(Mean(), counts([1, 2]), counts([1]))
 
 
 def test_answers_about_one_image_are_less_evidence_than_as_many_images() -> None:
     first, second = counts([0] * 60), counts(([1] * 10 + [0] * 10) * 3)
-    alone = stats.permutation_test(Mean(), first, second)["mean"].p
-    clustered = stats.permutation_test(Mean(), first, second, [place // 10 for place in range(60)])["mean"].p
+    alone = paired.permutation_test(Mean(), first, second)["mean"].p
+    clustered = paired.permutation_test(Mean(), first, second, [place // 10 for place in range(60)])["mean"].p
     assert alone == pytest.approx(0.0001) and clustered == 2 / 2**3
 
 
 def test_what_a_comparison_could_show_agrees_with_statsmodels() -> None:
     rng = np.random.default_rng(7)
     before, after = rng.random(400), rng.random(400)
-    found = stats.paired(Mean(), counts(before), counts(after))["mean"]
+    found = paired.paired(Mean(), counts(before), counts(after))["mean"]
     effect = TTestPower().solve_power(nobs=400, alpha=0.05, power=0.8)
     assert found.detectable == pytest.approx(effect * np.std(after - before, ddof=1), rel=0.05)
-    exactly = stats.smallest_difference(float(np.std(after - before, ddof=1) / 20))
+    exactly = paired.smallest_difference(float(np.std(after - before, ddof=1) / 20))
     assert exactly == pytest.approx(effect * np.std(after - before, ddof=1), rel=0.005)
 
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (5, 5), (12, 3), (3, 12), (40, 25)])
 def test_mcnemar_is_statsmodels(better: int, worse: int) -> None:
     theirs = mcnemar([[7, better], [worse, 9]], exact=True).pvalue if better + worse else 1.0
-    assert stats.mcnemar(better, worse) == pytest.approx(theirs)
+    assert paired.mcnemar(better, worse) == pytest.approx(theirs)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 5, 12])
@@ -292,9 +292,9 @@ def test_a_pair_is_the_same_to_the_bit_alone_and_among_others(scale: float) -> N
     for additive in (True, False):
         chosen = sides if additive else sides[4:6]
         knobs = {"draws": 200, "permutations": 400}
-        pairs = [stats.Pair(Mean(additive), counts(one), counts(other)) for one, other in chosen]
-        for (one, other), together in zip(chosen, stats.paired_each(pairs, **knobs), strict=True):
-            assert stats.paired(Mean(additive), counts(one), counts(other), **knobs) == together
+        pairs = [paired.Pair(Mean(additive), counts(one), counts(other)) for one, other in chosen]
+        for (one, other), together in zip(chosen, paired.paired_each(pairs, **knobs), strict=True):
+            assert paired.paired(Mean(additive), counts(one), counts(other), **knobs) == together
 
 
 def test_sums_and_lists_draw_the_same_permutations() -> None:
@@ -302,7 +302,7 @@ def test_sums_and_lists_draw_the_same_permutations() -> None:
     before, after = rng.random(30), rng.random(30)
     clusters = [place // 2 for place in range(30)]
     sums, lists = (
-        stats.permutation_test(Mean(additive), counts(before), counts(after), clusters, permutations=500)
+        paired.permutation_test(Mean(additive), counts(before), counts(after), clusters, permutations=500)
         for additive in (True, False)
     )
     assert sums == lists and not sums["mean"].exact
@@ -311,15 +311,15 @@ def test_sums_and_lists_draw_the_same_permutations() -> None:
 def test_permutations_do_not_depend_on_how_many_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(14)
     sides = counts(rng.random(70)), counts(rng.random(70))
-    whole = stats.paired(Mean(), *sides, draws=300, permutations=500)
-    for name in ("_kept_flips", "_kept_weights"):
-        getattr(stats, name).cache_clear()
-    monkeypatch.setattr(stats, "_BLOCK", 1000)
-    assert stats.paired(Mean(), *sides, draws=300, permutations=500) == whole
-    monkeypatch.setattr(stats, "_CHUNK", 1)  # nothing is kept
-    assert stats.permutation_test(Mean(), *sides, permutations=500)["mean"] == whole["mean"].chance
-    for name in ("_kept_flips", "_kept_weights"):
-        getattr(stats, name).cache_clear()
+    whole = paired.paired(Mean(), *sides, draws=300, permutations=500)
+    for name in ("_kept_bits", "_kept_weights"):
+        getattr(_resampling, name).cache_clear()
+    monkeypatch.setattr(_resampling, "_BLOCK", 1000)
+    assert paired.paired(Mean(), *sides, draws=300, permutations=500) == whole
+    monkeypatch.setattr(_resampling, "_CHUNK", 1)  # nothing is kept
+    assert paired.permutation_test(Mean(), *sides, permutations=500)["mean"] == whole["mean"].chance
+    for name in ("_kept_bits", "_kept_weights"):
+        getattr(_resampling, name).cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -351,12 +351,12 @@ def test_a_reduction_that_divides_by_zero_says_so() -> None:
 
 
 def test_outcomes_of_a_mean_are_the_samples_own() -> None:
-    found = stats.outcomes(Mean(), counts([0, 1, 0.5, 0.2]), counts([1, 0, 0.5, 0.3]))["mean"]
-    assert found == stats.Outcomes(up=(0, 3), down=(1,), ties=1)
+    found = paired.outcomes(Mean(), counts([0, 1, 0.5, 0.2]), counts([1, 0, 0.5, 0.3]))["mean"]
+    assert found == paired.Outcomes(up=(0, 3), down=(1,), ties=1)
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, 4, 60) / 3, rng.integers(0, 4, 60) / 3
     for additive in (True, False):
-        found = stats.outcomes(Mean(additive), counts(first), counts(second))["mean"]
+        found = paired.outcomes(Mean(additive), counts(first), counts(second))["mean"]
         assert found is not None
         assert found.up == tuple(np.flatnonzero(second > first))
         assert found.down == tuple(np.flatnonzero(second < first))
@@ -365,17 +365,17 @@ def test_outcomes_of_a_mean_are_the_samples_own() -> None:
 def test_outcomes_of_a_ratio_are_what_a_sample_does_to_it() -> None:
     first = [{"x": 1, "n": 2}, {"x": 1, "n": 2}, {"x": 0, "n": 0}]
     second = [{"x": 2, "n": 2}, {"x": 2, "n": 5}, {"x": 0, "n": 0}]
-    assert stats.outcomes(Mean(), first, second)["mean"] == stats.Outcomes(up=(0,), down=(1,), ties=1)
+    assert paired.outcomes(Mean(), first, second)["mean"] == paired.Outcomes(up=(0,), down=(1,), ties=1)
 
 
 def test_outcomes_of_an_undefined_number_are_none_and_of_one_that_becomes_so_undefined() -> None:
     nothing, something = [{"x": 0, "n": 0}], [{"x": 1, "n": 1}]
-    assert stats.outcomes(Mean(), nothing, something)["mean"] is None
-    assert stats.outcomes(Mean(), something, nothing)["mean"] == stats.Outcomes((), (), 0, undefined=1)
+    assert paired.outcomes(Mean(), nothing, something)["mean"] is None
+    assert paired.outcomes(Mean(), something, nothing)["mean"] == paired.Outcomes((), (), 0, undefined=1)
 
 
 def rights(first: Sequence[Any], second: Sequence[Any]) -> tuple[int, int] | None:
-    found = [stats.right_or_wrong(Mean(additive), first, second)["mean"] for additive in (True, False)]
+    found = [paired.right_or_wrong(Mean(additive), first, second)["mean"] for additive in (True, False)]
     assert found[0] == found[1]
     return found[0]
 
