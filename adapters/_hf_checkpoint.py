@@ -13,7 +13,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from harness.checkpoints import SMALL_FILES, WEIGHTS, explained, fetched, located, quiet, require_whole
+from harness.checkpoints import (
+    SMALL_FILES,
+    WEIGHTS,
+    explained,
+    fetched,
+    located,
+    quiet,
+    read_config,
+    require_whole,
+)
 from harness.errors import ModelError
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -48,7 +57,7 @@ def find(name: str, revision: str | None, *, trust_remote_code: bool) -> Checkpo
     unknown or out of reach, and a config that is no image-text-to-text model's.
     """
     folder, hub, version = located(name, revision)
-    config = _read_config(name, folder, trust_remote_code)
+    config = _model_config(name, folder, trust_remote_code)
     return Checkpoint(
         name=hub or folder.resolve().name,
         folder=folder,
@@ -181,21 +190,11 @@ def _processor_class(family: str) -> Any:
 # ---------------------------------------------------------------- files
 
 
-def _read_config(name: str, folder: Path, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
+def _model_config(name: str, folder: Path, trust_remote_code: bool) -> Any:
     from transformers.models.auto import modeling_auto
 
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(
-                folder, trust_remote_code=trust_remote_code, local_files_only=True
-            )
-    except (OSError, ValueError) as error:
-        hint = ""
-        if "trust_remote_code" in str(error):
-            hint = "; it brings its own code, which runs only with trust_remote_code=true"
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{name}: config.json cannot be used{hint} ({reason})") from None
+    own_code = "; it brings its own code, which runs only with trust_remote_code=true"
+    config = read_config(name, folder, trust_remote_code=trust_remote_code, own_code=own_code)
     known = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     if config.model_type not in known and not trust_remote_code:
         raise ModelError(

@@ -27,6 +27,7 @@ from harness.checkpoints import (
     located,
     pick_device,
     quiet,
+    read_config,
     require_whole,
 )
 from harness.errors import ModelError, PictureError
@@ -77,7 +78,7 @@ def model(
         folder=folder,
         hub=hub,
         revision=version,
-        config=_read_config(checkpoint, folder),
+        config=_encoder_config(checkpoint, folder),
         device=pick_device(device),
         dtype=dtype,
         batch=batch,
@@ -302,16 +303,11 @@ class Clip:
                 raise ModelError(f"{self.name} has no {part}; `processor.save_pretrained` writes its files")
 
 
-def _read_config(name: str, folder: Path) -> Any:
+def _encoder_config(name: str, folder: Path) -> Any:
     """transformers' config of a dual encoder. Raises `ModelError` for any other."""
-    from transformers import MODEL_MAPPING, AutoConfig
+    from transformers import MODEL_MAPPING
 
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{name}: config.json cannot be used ({reason})") from None
+    config = read_config(name, folder)
     kind = MODEL_MAPPING.get(type(config), None)
     if not (hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")):
         raise ModelError(

@@ -1,6 +1,6 @@
 """How fast the harness drives an endpoint: `engine.run` with the `openai` adapter and a plain asyncio loop.
 
-    python benchmarks/api.py [--requests 2000] [--concurrency 64] [--only throughput|tail|memory]
+    python -m benchmarks.api [--requests 2000] [--concurrency 64] [--only throughput|tail|memory]
 
 The server is a process of its own on loopback that answers after a set time; all processes share this
 machine's cores. Measured, each client in a fresh process, best of `--repeats`:
@@ -30,6 +30,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks._server import Server, listen
+
 QUESTION = "What colour is the smallest thing in this picture?"
 SIGMA = math.log(20) / 2.3263  # of a lognormal whose 99th percentile is 20 medians
 
@@ -37,8 +39,9 @@ SIGMA = math.log(20) / 2.3263  # of a lognormal whose 99th percentile is 20 medi
 # ---------------------------------------------------------------- the server
 
 
-def serve(latency: float, sigma: float) -> None:
-    """Print the port, then answer until standard input closes; GET /slots gives and forgets the times."""
+def serve(latency: float, sigma: float = 0.0) -> None:
+    """Answer after `latency` seconds (the median, where `sigma` is not 0); GET /slots gives and forgets the
+    times."""
     from aiohttp import web
 
     draws = random.Random(0)
@@ -67,16 +70,7 @@ def serve(latency: float, sigma: float) -> None:
         marks.clear()
         return web.json_response(found)
 
-    async def run() -> None:
-        app = web.Application(client_max_size=2**28)
-        app.add_routes([web.post("/v1/chat/completions", answer), web.get("/slots", slots)])
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
-        print(runner.addresses[0][1], flush=True)
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-
-    asyncio.run(run())
+    listen(web.post("/v1/chat/completions", answer), web.get("/slots", slots))
 
 
 # ---------------------------------------------------------------- the clients
@@ -145,23 +139,9 @@ def client(which: str, port: int, requests: int, concurrency: int, folder: str) 
 # ---------------------------------------------------------------- measuring
 
 
-class Server:
-    """The server's process, answering after `latency` seconds (the median, where `sigma` is not 0)."""
-
-    def __init__(self, latency: float, sigma: float = 0.0) -> None:
-        words = [sys.executable, __file__, "serve", str(latency), str(sigma)]
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __enter__(self) -> int:
-        assert self.process.stdout is not None
-        return int(self.process.stdout.readline())
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()
-
-
 def measured(which: str, port: int, requests: int, concurrency: int, folder: str = "") -> list[float]:
-    words = [sys.executable, __file__, "client", which, str(port), str(requests), str(concurrency), folder]
+    client = [sys.executable, "-m", "benchmarks.api", "client"]
+    words = [*client, which, str(port), str(requests), str(concurrency), folder]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     found: list[float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -204,7 +184,7 @@ def draw(folder: Path, number: int) -> None:
 
 
 def throughput(folder: str, requests: int, concurrency: int, repeats: int) -> None:
-    with Server(0.05) as port:
+    with Server("benchmarks.api", 0.05) as port:
         rates = {}
         for which in ("plain", "ours"):
             seconds, cpu, peak = min(
@@ -217,7 +197,7 @@ def throughput(folder: str, requests: int, concurrency: int, repeats: int) -> No
 
 
 def tail(requests: int, concurrency: int) -> None:
-    with Server(0.05, SIGMA) as port:
+    with Server("benchmarks.api", 0.05, SIGMA) as port:
         for which in ("plain", "ours"):
             seconds, _, _ = measured(which, port, requests, concurrency)
             share = in_use(port, requests, concurrency)
@@ -225,7 +205,7 @@ def tail(requests: int, concurrency: int) -> None:
 
 
 def memory(folder: str, requests: int) -> None:
-    with Server(1.0) as port:
+    with Server("benchmarks.api", 1.0) as port:
         seconds, _, peak = measured("ours", port, requests, 1000, folder)
     print(f"1,000 in flight: {requests / seconds:.0f} requests/s, peak {peak:.0f} MiB")
 
@@ -249,9 +229,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     if sys.argv[1:2] == ["serve"]:
-        serve(float(sys.argv[2]), float(sys.argv[3]))
+        serve(*map(float, sys.argv[2:]))
     elif sys.argv[1:2] == ["client"]:
         client(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])
     else:

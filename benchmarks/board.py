@@ -1,6 +1,6 @@
 """What a board of many runs costs: seconds, CPU seconds and memory, cold, unchanged, and at half the size.
 
-    python benchmarks/board.py [--runs 2000] [--samples 1000] [--below /tmp]
+    python -m benchmarks.board [--runs 2000] [--samples 1000] [--below /tmp]
 
 Makes synthetic runs below a folder (8 tasks, 10 models, 24 methods and the identity arm; records of about
 800 bytes with the counts of exact, vqa, yesno, anls and chair; one run in four lacks 1 % of its samples; half
@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 
 from harness import store, summary  # noqa: E402
 from harness.types import Metric, digest  # noqa: E402

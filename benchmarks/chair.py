@@ -1,6 +1,6 @@
 """CHAIR's captions per second beside a reference implementation, in one run, on distinct captions.
 
-    NLTK_DATA=../shared/data/nltk_data python benchmarks/chair.py \\
+    NLTK_DATA=../shared/data/nltk_data python -m benchmarks.chair \\
         --captions ../shared/data/coco/annotations.jsonl --text caption_by_mllm \\
         --reference SPARC/chair.py [--front-end wordnet]
 

@@ -1,6 +1,6 @@
 """What the harness itself costs: trivial samples through the `scripted` model, and how memory grows.
 
-    python benchmarks/overhead.py [--samples 20000]
+    python -m benchmarks.overhead [--samples 20000]
 
 Prints CPU per sample (the slope between a small and the large run, so that start-up does not count), peak
 memory at both sizes, and the figures of other harnesses on a two-core machine for comparison: inspect-ai
@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 PEERS = {"inspect-ai": 11.2, "lm-eval": 0.71, "lmms-eval": 0.16}
 
@@ -63,5 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     main()

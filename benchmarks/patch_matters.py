@@ -1,6 +1,6 @@
 """What waves save: Patch Matters over many pictures at once, and one picture and one call after another.
 
-    python benchmarks/patch_matters.py [--pictures 100] [--concurrency 64] [--latency 0.05]
+    python -m benchmarks.patch_matters [--pictures 100] [--concurrency 64] [--latency 0.05]
 
 The server is a process of its own on loopback that answers after a set time, captions and groups of
 sentences with what can be read; all processes share this machine's cores. Measured, each client in a fresh
@@ -32,6 +32,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks._server import Server, listen
 
 if TYPE_CHECKING:
     from harness.types import Request, Response
@@ -79,14 +81,11 @@ def reply(body: dict[str, Any]) -> str:
 
 
 def serve(latency: float) -> None:
-    """Print the port, then answer until standard input closes; GET /calls gives and forgets their number."""
+    """Answer after `latency` seconds."""
     from aiohttp import web
-
-    calls: list[int] = []
 
     async def answer(request: web.Request) -> web.Response:
         body = await request.json()
-        calls.append(1)
         await asyncio.sleep(latency)
         choice = {"index": 0, "finish_reason": "stop"}
         message = {"role": "assistant", "content": reply(body)}
@@ -94,36 +93,7 @@ def serve(latency: float) -> None:
         whole = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "usage": usage}
         return web.json_response({**whole, "choices": [{**choice, "message": message}]})
 
-    async def counted(_: web.Request) -> web.Response:
-        number = len(calls)
-        calls.clear()
-        return web.json_response(number)
-
-    async def run() -> None:
-        app = web.Application(client_max_size=2**28)
-        app.add_routes([web.post("/v1/chat/completions", answer), web.get("/calls", counted)])
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
-        print(runner.addresses[0][1], flush=True)
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-
-    asyncio.run(run())
-
-
-class Server:
-    """The server's process, answering after `latency` seconds."""
-
-    def __init__(self, latency: float) -> None:
-        words = [sys.executable, __file__, "serve", str(latency)]
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __enter__(self) -> int:
-        assert self.process.stdout is not None
-        return int(self.process.stdout.readline())
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()
+    listen(web.post("/v1/chat/completions", answer))
 
 
 # ---------------------------------------------------------------- the clients
@@ -297,7 +267,8 @@ def client(which: str, port: int, concurrency: int, folder: str) -> None:
 
 
 def measured(which: str, port: int, concurrency: int, folder: Path) -> dict[str, Any]:
-    words = [sys.executable, __file__, "client", which, str(port), str(concurrency), str(folder)]
+    client = [sys.executable, "-m", "benchmarks.patch_matters", "client"]
+    words = [*client, which, str(port), str(concurrency), str(folder)]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -325,7 +296,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.05)
     given = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as name, Server(given.latency) as port:
+    with tempfile.TemporaryDirectory() as name, Server("benchmarks.patch_matters", given.latency) as port:
         folder = Path(name)
         draw(folder, given.pictures + 1)
         print(f"{'':<11} {'calls':>6} {'waves':>6} {'seconds':>8} {'CPU ms/picture':>15} {'peak MiB':>9}")
@@ -342,7 +313,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     if sys.argv[1:2] == ["serve"]:
         serve(float(sys.argv[2]))
     elif sys.argv[1:2] == ["client"]:

@@ -1,6 +1,6 @@
 """Seconds and memory of ranking a retrieval matrix, beside a loop of argsorts, in one run.
 
-    python benchmarks/retrieval.py [--images 5000] [--per-image 5] [--rounds 3]
+    python -m benchmarks.retrieval [--images 5000] [--per-image 5] [--rounds 3]
 
 The loop is what VSE++, LAPS and their descendants do: one argsort per image and per caption. Ours and theirs
 take turns over the same float32 matrix; their ranks must lie within the bounds that ours give where

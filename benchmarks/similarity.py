@@ -1,6 +1,6 @@
 """CPU seconds and memory of LAPS's scores in blocks, beside a walk over captions one by one, in one run.
 
-    python benchmarks/similarity.py [time] [memory] [--threads 1] [--pairs 16384] [--rounds 3]
+    python -m benchmarks.similarity [time] [memory] [--threads 1] [--pairs 16384] [--rounds 3]
 
 The walk is the schedule of LAPS and SEPS as released: 256 images at a time, for each caption its words are
 tiled over the images, patches scored, sorted and gathered, their aggregation logits computed, one column of
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +26,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from adapters.seps.model import Config, Head
 from adapters.seps.similarity import Texts, matrix

@@ -26,6 +26,7 @@ from harness.checkpoints import (
     located,
     pick_device,
     quiet,
+    read_config,
     require_whole,
 )
 from harness.errors import ModelError, PictureError, SpecError
@@ -103,7 +104,7 @@ class Detector:
         Raises `ModelError` for one that is not there, has no safetensors or is no detector's.
         """
         folder, hub, version = located(name, revision)
-        config = _read_config(name, folder)
+        config = _detector_config(name, folder)
         return cls(hub or folder.resolve().name, folder, hub, version, config, **knobs)
 
     @property
@@ -252,15 +253,8 @@ def _families(*, zero_shot: bool) -> dict[str, Any]:
     return dict(modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES)
 
 
-def _read_config(name: str, folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{name}: config.json cannot be used ({reason})") from None
+def _detector_config(name: str, folder: Path) -> Any:
+    config = read_config(name, folder)
     known = {*_families(zero_shot=True), *_families(zero_shot=False)}
     if config.model_type not in known:
         raise ModelError(

@@ -29,6 +29,7 @@ from harness.checkpoints import (
     located,
     pick_device,
     quiet,
+    read_config,
     require_whole,
 )
 from harness.errors import ModelError, PictureError, SpecError
@@ -141,7 +142,7 @@ class Scorer:
         Raises `ModelError` for one that is not there, has no safetensors or scores nothing.
         """
         folder, hub, version = located(name, revision)
-        config = _read_config(name, folder)
+        config = _scorer_config(name, folder)
         return cls(hub or folder.resolve().name, folder, hub, version, config, **knobs)
 
     @property
@@ -470,15 +471,8 @@ def _unit(features: Any) -> Any:
 # ---------------------------------------------------------------- what both need
 
 
-def _read_config(name: str, folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{name}: config.json cannot be used ({reason})") from None
+def _scorer_config(name: str, folder: Path) -> Any:
+    config = read_config(name, folder)
     if config.model_type in _CLIPS:
         return config
     made_for = next(iter(config.architectures or ()), "")

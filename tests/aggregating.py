@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable
 
 from methods.patch_matters import prompts
-from methods.patch_matters.grouping import split
+from methods.patch_matters.sentences import split
 
 _NOUNS = """man woman person child dog cat car bus bird horse table chair tree boat bottle cup bench ball
 square circle triangle star"""

@@ -14,19 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from methods.patch_matters import loose_json
-from methods.patch_matters.grouping import (
-    Fact,
-    Form,
-    Groups,
-    Sentence,
-    Unreadable,
-    all_unique,
-    judged,
-    numbered,
-    read,
-    scorable,
-    split,
-)
+from methods.patch_matters.grouping import Fact, Groups, all_unique, read
+from methods.patch_matters.replies import Form, Unreadable
+from methods.patch_matters.semantic_filter import judged
+from methods.patch_matters.sentences import Sentence, numbered, scorable, split
 
 CAPTIONS = [
     "A baker slides a tray into the oven. Three loaves cool on a rack. A clock hangs above the door.",

@@ -21,16 +21,10 @@ from harness.types import Fidelity
 from methods.patch_matters import prompts
 from methods.patch_matters.divide import SEMANTIC, SPATIAL, overlapping
 from methods.patch_matters.draft import Draft, Overlap, Patch, Region
-from methods.patch_matters.grouping import (
-    Form,
-    Groups,
-    Verdict,
-    all_unique,
-    judged,
-    numbered,
-    read,
-    scorable,
-)
+from methods.patch_matters.grouping import Groups, all_unique, read
+from methods.patch_matters.replies import Form
+from methods.patch_matters.semantic_filter import Verdict, judged
+from methods.patch_matters.sentences import numbered, scorable
 
 
 @dataclass(eq=False)

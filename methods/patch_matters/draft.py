@@ -14,7 +14,9 @@ from harness.pictures import Picture
 from harness.types import Box, Failure, Json, Request, Usage
 from methods._detect import Detection
 from methods.patch_matters.divide import Semantic
-from methods.patch_matters.grouping import Groups, Sentence, Verdict
+from methods.patch_matters.grouping import Groups
+from methods.patch_matters.semantic_filter import Verdict
+from methods.patch_matters.sentences import Sentence
 
 COUNTED = ("captioner", "aggregator", "retries", "detector", "scored")
 """What a trace counts: captions, questions (and of these, those asked again), looks, sentences."""

@@ -21,7 +21,7 @@ from methods.patch_matters import aggregate, prompts
 from methods.patch_matters.aggregate import Ask
 from methods.patch_matters.divide import SEMANTIC
 from methods.patch_matters.draft import DECLINED, Draft, Overlap, Patch
-from methods.patch_matters.grouping import Form, Unreadable
+from methods.patch_matters.replies import Form, Unreadable
 
 RETRIES = 2
 """Of a question whose reply could not be read, each telling what was wrong with the last."""

@@ -1,6 +1,6 @@
 """JSON as language models write it: in prose, fenced, single or curly quotes, stray commas, cut off.
 
-Knows JSON and how it comes to be broken. Must not know what the values mean: `grouping.py` does.
+Knows JSON and how it comes to be broken. Must not know what the values mean: `json_form.py` does.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ A captioner that sees all of a picture at once overlooks details and makes up ot
     aggregate   what a part's captions agree on is kept, of what they contradict each other in the sentence
                 that fits the pixels best, of what one says alone what fits well enough; the parts' captions,
                 and those of overlapping parts, are merged; the last step tells the whole from the parts
-                (`aggregate.py`, `grouping.py`, `prompts.py`)
+                (`aggregate.py`, `grouping.py`, `semantic_filter.py`, `prompts.py`)
     fuse        all of it in waves over many pictures (`fusion.py`)
 
 Knows captioning requests, its four helpers and the order of the stages. Must not know adapters, nor how a

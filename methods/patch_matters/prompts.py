@@ -19,7 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from harness.types import Box
-from methods.patch_matters.grouping import THOUGHT, TOKENS, Form, Sentence, Unreadable
+from methods.patch_matters.replies import THOUGHT, TOKENS, Form, Unreadable
+from methods.patch_matters.sentences import Sentence
 
 VERSION = "1"
 """Part of a run's identity: to be raised whenever a word of a prompt changes."""
