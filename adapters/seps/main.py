@@ -76,6 +76,8 @@ class SepsMatcher:
             "impl": config["impl"],
             "backbone": config["backbone"],
             "text": config["text"],
+            "sparse_ratio": config["sparse_ratio"],
+            "aggr_ratio": config["aggr_ratio"],
             "revision": f"sha256:{self.fingerprint}",
             "max_word": self.max_word or config["max_word"],
             "dense_max_word": self.dense_max_word or config["dense_max_word"],
@@ -139,7 +141,7 @@ def _config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from None
-    needed = ("impl", "backbone", "text", "max_word", "dense_max_word")
+    needed = ("impl", "backbone", "text", "sparse_ratio", "aggr_ratio", "max_word", "dense_max_word")
     if not isinstance(config, dict) or any(name not in config for name in needed):
         raise ModelError(f"{path} is not a SEPS config: it must say {', '.join(needed)}")
     return config
