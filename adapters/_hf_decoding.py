@@ -51,6 +51,28 @@ def choose(scores: Tensor, temperature: float, top_p: float | None, u: float) ->
     return min(token, len(chances) - 1)
 
 
+class Finite:
+    """A logits processor that changes nothing, and notes in which steps a row's scores are numbers."""
+
+    def __init__(self) -> None:
+        self._good: list[Tensor] = []  # (B,) per step, on the device until the end
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        self._good.append(scores.amax(dim=-1).isfinite())
+        return scores
+
+    def steps(self) -> list[int]:
+        """Per row, the steps before the first in which nothing could be chosen.
+
+        >>> finite = Finite()
+        >>> for scores in ([[0.0, 1.0], [0.0, 1.0]], [[0.0, float("nan")], [2.0, float("-inf")]]):
+        ...     _ = finite(torch.zeros(2, 1), torch.tensor(scores))
+        >>> finite.steps()
+        [1, 2]
+        """
+        return torch.stack(self._good).int().cumprod(dim=0).sum(dim=0).tolist()
+
+
 class Sampler:
     """A logits processor that leaves one finite score in each sampled row; greedy rows stay.
 

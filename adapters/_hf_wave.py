@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from adapters._hf_decoding import Ending, Sampler, finish
+from adapters._hf_decoding import Ending, Finite, Sampler, finish
 from adapters._hf_prompts import PromptError, Template, render
 from adapters._hf_rows import Family, Read, Row, Unfit, pad_token
 from harness import events, taps
@@ -297,8 +298,10 @@ class Waves:
         for place, (job, length) in enumerate(zip(jobs, lengths, strict=True)):
             tail = inputs.ids[place, -job.row.tail :]
             chances = torch.log_softmax(logits[place, -job.row.tail - 1 : -1].float(), dim=-1)
-            nll = -chances.gather(1, tail[:, None]).double().sum()
-            job.draft.options[job.option] = (float(nll), job.row.tail)
+            nll = float(-chances.gather(1, tail[:, None]).double().sum())
+            if not math.isfinite(nll):
+                job.draft.failure = self._not_finite("an option's likelihood", job.row)
+            job.draft.options[job.option] = (nll, job.row.tail)
             job.draft.tokens_in = length - job.row.tail
             job.draft.passes += 1
 
@@ -311,25 +314,30 @@ class Waves:
             self._limit(length, decoding.max_tokens)
             for length, decoding in zip(lengths, decodings, strict=True)
         ]
+        finite = Finite()
         sampler = Sampler(decodings, [row.seed for row in rows])
         steering = rows[0].steering  # a batch is of one kind, and so of one steering
         steered: tuple[taps.Tap, ...] = ()
         if steering is not None:
-            prompt = taps.Prompt(self._family.image_tokens(inputs), inputs.mask, self._layers)
+            image = self._family.image_tokens(inputs)
+            prompt = taps.Prompt(image, inputs.mask, self._layers, _windows(self._weights.config))
             steered = (steering.tap(prompt),)
         reading = self._family.reading(rows, inputs) if any(row.reads for row in rows) else None
         with taps.active(*([] if reading is None else [reading.tap]), *steered):
             out = self._weights.generate(
                 **inputs.whole(),
                 max_new_tokens=max(limits),
-                logits_processor=[sampler],
+                logits_processor=[finite, sampler],
                 stopping_criteria=[Ending(decodings, limits, self._decode)],
             )
+        sound = finite.steps()
         config = self._weights.config
         apart = config.is_encoder_decoder or config.get_text_config().is_encoder_decoder
         start = 1 if apart else inputs.ids.shape[1]  # of a decoder apart, its first token is given
         for place, (job, tokens) in enumerate(zip(jobs, out[:, start:].tolist(), strict=True)):
             ended = finish(tokens, limits[place], self._ends, job.row.decoding, self._decode)
+            if sound[place] < ended.steps:
+                job.draft.failure = self._not_finite(f"the scores of token {sound[place] + 1}", job.row)
             job.draft.text = ended.text
             job.draft.finish_reason = ended.finish_reason
             job.draft.tokens_in = lengths[place]
@@ -340,6 +348,15 @@ class Waves:
                 job.draft.trace.update({**tap.trace(place, ended.steps), **seen})
         for job, maps in zip(jobs, reading.maps() if reading else [], strict=bool(reading)):
             job.draft.maps = maps
+
+    def _not_finite(self, what: str, row: Row) -> Failure:
+        dtype = str(self._weights.dtype).removeprefix("torch.")
+        remedies = ["check the weights"]
+        if dtype == "float16":
+            remedies.insert(0, "use dtype=bfloat16 or float32")
+        if row.steering is not None:
+            remedies.insert(0, "steer less, or for fewer tokens")
+        return Failure("not_finite", f"{what} are no numbers in {dtype}: {'; '.join(remedies)}")
 
     def _limit(self, length: int, max_tokens: int) -> int:
         """New tokens allowed: what was asked for, or what the context has left."""
@@ -360,6 +377,12 @@ def _key(request: Request) -> str | Failure:
         return request.digest()
     except PictureError as error:
         return Failure(error.kind, str(error))
+
+
+def _windows(config: Any) -> frozenset[int]:
+    """The decoder's layers whose tokens see only what is near."""
+    kinds = getattr(config.get_text_config(), "layer_types", None) or ()
+    return frozenset(layer for layer, kind in enumerate(kinds) if kind != "full_attention")
 
 
 def _ordered(jobs: Sequence[_Job], family: Family) -> list[_Job]:

@@ -63,7 +63,8 @@ class Tap:
         return None
 
     def gains(self, call: AttentionCall) -> Tensor | None:
-        """(B, K) by which each token's weight is multiplied after the softmax; None leaves it as it is."""
+        """float32 or float64 (B, K), by which each token's weight is multiplied after the softmax; None
+        leaves it as it is."""
         return None
 
     def after(self, call: AttentionCall, output: Tensor) -> Tensor | None:
@@ -80,11 +81,13 @@ class Prompt:
     """Where things stand in a batch's prompts: B rows of L tokens, padded on the left.
 
     image: bool (B, L), True at image tokens. seen: (B, L), 0 at padding. depth: the decoder's layers.
+    windows: those of them (0-based) whose tokens see only what is near.
     """
 
     image: Tensor
     seen: Tensor
     depth: int
+    windows: frozenset[int] = frozenset()
 
 
 @runtime_checkable
@@ -255,8 +258,8 @@ def _attention(
     else:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        for gain in gains:
-            value = value * gain[:, None, :, None].to(value.dtype)
+        for gain in gains:  # in the gain's precision, and rounded once
+            value = torch.mul(value, gain[:, None, :, None], out=torch.empty_like(value))
         output, weights = ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, call.mask, scaling=scaling, dropout=dropout, **options
         )

@@ -1,9 +1,9 @@
 """SPARC's state during one generation: the moving average, the selection, and each token's gain.
 
 Knows attention calls and where image tokens stand. Must not know models, prompts or pictures.
-One row of one layer is read per step, and nothing synchronises with the device. To scale a cached value
-by alpha is to scale the weight it gets, so the cache stays as it was, and each layer pays for one
-multiplication (`benchmarks/whitebox.py` says what that costs).
+One row of one layer is read per step, and no step waits for the device (but for `select=random`). To
+scale a cached value by alpha is to scale the weight it gets, so the cache stays as it was, and each layer
+pays for one multiplication (`benchmarks/whitebox.py` says what that costs).
 """
 
 from __future__ import annotations
@@ -30,17 +30,23 @@ class SparcTap(taps.Tap):
     def __init__(self, steering: SparcSteering, prompt: taps.Prompt) -> None:
         self._how = steering
         self._prompt = prompt
-        depth = prompt.depth
-        self.layer = depth * 5 // 8 if steering.layer is None else steering.layer
-        self._first, self._last = (0, depth - 1) if steering.layers is None else steering.layers
-        if self.layer >= depth or self._first >= depth:
-            wrong = self.layer if self.layer >= depth else self._first
-            raise CapabilityError(f"layer {wrong} does not exist: this decoder has layers 0 to {depth - 1}")
+        self.layer = _reading(prompt) if steering.layer is None else steering.layer
+        self._first, self._last = (0, prompt.depth - 1) if steering.layers is None else steering.layers
+        for knob, layer in (("layer", self.layer), ("layers", self._last)):
+            if layer >= prompt.depth:
+                raise CapabilityError(
+                    f"sparc:{knob} asks for layer {layer}; this decoder has layers 0 to {prompt.depth - 1}"
+                )
         self._average: Tensor | None = None  # (B, L), over the prompt's tokens, as all that follows
         self._hit: Tensor | None = None  # of the newest step
         self._gain = torch.empty(0)  # (B, K), of this step
         self._selected: list[Tensor] = []
-        self._draws = [torch.Generator().manual_seed(steering.seed) for _ in prompt.image]
+        self._fetched = torch.zeros(0, *prompt.image.shape).bool()
+        if steering.select == "random":
+            self._draws = [
+                (torch.Generator().manual_seed(steering.seed), row.nonzero().flatten())
+                for row in prompt.image
+            ]
 
     def before(self, call: taps.AttentionCall) -> None:
         self._check(call)
@@ -67,9 +73,9 @@ class SparcTap(taps.Tap):
 
     def trace(self, row: int, tokens: int) -> dict[str, Json]:
         """Of a row that decoded so many tokens: what was selected as each but the first was chosen."""
-        image = self._prompt.image[row]
+        image = self._prompt.image[row].cpu()
         steps = [
-            mask[row, image].nonzero().flatten().tolist() for mask in self._selected[: max(0, tokens - 1)]
+            mask[row, image].nonzero().flatten().tolist() for mask in self._history()[: max(0, tokens - 1)]
         ]
         return {
             "layer": self.layer,
@@ -77,6 +83,12 @@ class SparcTap(taps.Tap):
             "selected": steps,
             "selected_per_step": [len(step) for step in steps],
         }
+
+    def _history(self) -> Tensor:
+        """bool (steps, B, L), fetched from the device once."""
+        if len(self._fetched) < len(self._selected):
+            self._fetched = torch.stack(self._selected).cpu()
+        return self._fetched
 
     def _check(self, call: taps.AttentionCall) -> None:
         rows, length = self._prompt.image.shape
@@ -119,8 +131,12 @@ class SparcTap(taps.Tap):
     def _shuffled(self, hit: Tensor) -> Tensor:
         """As many per row, anywhere; a row draws from its own generator, whatever its batch."""
         drawn = torch.zeros_like(hit)
-        for row, (taken, image) in enumerate(zip(hit.sum(dim=1).tolist(), self._prompt.image, strict=True)):
-            places = image.nonzero().flatten()
-            chosen = torch.randperm(len(places), generator=self._draws[row])[:taken]
-            drawn[row, places[chosen.to(places.device)]] = True
+        for row, (taken, (draw, places)) in enumerate(zip(hit.sum(dim=1).tolist(), self._draws, strict=True)):
+            drawn[row, places[torch.randperm(len(places), generator=draw)[:taken].to(places.device)]] = True
         return drawn
+
+
+def _reading(prompt: taps.Prompt) -> int:
+    """The layer nearest 5/8 of the depth, the released 20 of 32, that sees the whole prompt."""
+    layers = [layer for layer in range(prompt.depth) if layer not in prompt.windows]
+    return min(layers, key=lambda layer: abs(layer - prompt.depth * 5 // 8))

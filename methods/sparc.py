@@ -80,7 +80,8 @@ class Sparc(Method):
 
     alpha: gain per selection; 1 changes nothing. beta: weight of the old average. tau: threshold of the
     relative activation; None is the released scripts' (LLaVA-NeXT 4.0, LLaVA-1.5 and any other family
-    1.5). layer: where activation is read, 0-based; None is 5/8 of the depth, the released 20 of 32.
+    1.5). layer: where activation is read, 0-based; None is 5/8 of the depth, the released 20 of 32, or the
+    nearest to it without a window, which would lose sight of the picture.
     layers: first and last layer whose values are scaled, `FIRST-LAST`; None is all, as released. select:
     `relative` as above; the controls `all` (every image token, the paper's naive arm) and `random` (as
     many as `relative` would take, drawn with `seed`). fidelity: which of the two versions above.
@@ -115,8 +116,8 @@ class Sparc(Method):
             self.model,
             Capability.STEERING,
             "sparc",
-            "Use an `hf:` model of the LLaVA-1.5 layout with attn=auto, and name the white-box method "
-            "first: it stands next to the model",
+            "Use an `hf:` model whose layout is known (docs/whitebox.md), with attn=auto, and one sparc, "
+            "named first: it stands next to the model",
         )
 
     @property
@@ -125,6 +126,11 @@ class Sparc(Method):
         if self.fidelity == "released":
             lost |= {Capability.ATTENTION, Capability.GRADIENT}
         return self.model.offers - lost
+
+    @property
+    def why_not(self) -> str:
+        """Why it serves no maps, if it is this method that does not."""
+        return "" if self.fidelity == "fixed" else "sparc:fidelity=released serves no maps; fixed does"
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
         if any(request.options for request in requests):

@@ -229,6 +229,12 @@ def test_a_gain_of_one_steers_nothing(models: dict[str, hf.Hf], name: str) -> No
     assert texts(method.generate(requests)) == texts(models[name].generate(requests))
 
 
+def test_the_default_layer_of_steering_sees_the_whole_prompt(models: dict[str, hf.Hf]) -> None:
+    for name, layer in {"paligemma": 2, "paligemma2": 1, "gemma3": 2}.items():
+        (response,) = Sparc(models[name]).generate([ask(decoding=Decoding(max_tokens=2))])
+        assert response.trace["layer"] == layer
+
+
 # ---------------------------------------------------------------- what goes wrong
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +149,22 @@ def test_random_selects_as_many_elsewhere_and_all_selects_all(model: hf.Hf) -> N
 
 def test_a_failure_while_steering_leaves_the_model_usable(model: hf.Hf) -> None:
     before = _texts(model.generate([_request()]))
-    with pytest.raises(CapabilityError, match="layer 9 does not exist: this decoder has layers 0 to 3"):
+    with pytest.raises(CapabilityError, match="sparc:layer asks for layer 9; this decoder has layers 0 to 3"):
         Sparc(model, layer=9).generate([_request()])
     assert _texts(model.generate([_request()])) == before
+
+
+def test_a_last_layer_that_does_not_exist_is_refused(model: hf.Hf) -> None:
+    with pytest.raises(CapabilityError, match="sparc:layers asks for layer 9"):
+        Sparc(model, layers="2-9", layer=2).generate([_request()])
+
+
+def test_a_gain_beyond_all_numbers_is_a_failure_that_names_the_token(model: hf.Hf) -> None:
+    alone, other = Sparc(model, alpha=1e30, tau=-9.0, layer=2, select="all"), _request(2, images=())
+    lost, kept = alone.generate([_request(0), other])
+    assert lost.failure is not None and lost.failure.kind == "not_finite" and not lost.failure.retry
+    assert re.match(r"the scores of token 4 are no numbers in float32: steer less", lost.failure.message)
+    assert kept.failure is None and kept.text == model.generate([other])[0].text
 
 
 def test_a_failure_in_the_middle_of_a_generation_leaves_no_trace(model: hf.Hf) -> None:

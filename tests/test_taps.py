@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from transformers import DynamicCache, LlavaForConditionalGeneration, StaticCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harness import taps
 
@@ -229,3 +230,19 @@ def test_half_precision_rows_are_summed_in_single(tmp_path: Path) -> None:
         model(**_batch(3))
     assert tap.rows[3].dtype == torch.float32
     torch.testing.assert_close(tap.rows[3].sum(dim=1), torch.ones(3))
+
+
+def test_a_gain_keeps_its_precision_where_values_have_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.05 is no bfloat16; the product is rounded once, and on average it is right."""
+    value = torch.randn(1, 4, 64, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    seen = []
+    monkeypatch.setitem(
+        ALL_ATTENTION_FUNCTIONS._global_mapping,
+        "sdpa",
+        lambda module, query, key, value, mask, **_: (seen.append(value), None),
+    )
+    module = types.SimpleNamespace(layer_idx=0)
+    with taps.active(_Gain(torch.full((1, 64), 1.05))):
+        taps._attention(module, value[:, :, :1], value, value, None)
+    assert torch.equal(seen[0], (value.float() * 1.05).bfloat16())
+    assert not torch.equal(seen[0], value * torch.tensor(1.05).bfloat16())
