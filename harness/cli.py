@@ -47,8 +47,12 @@ Budget = Annotated[
 
 
 def main() -> None:
-    """The `fovea` command: exit codes 0 complete, 2 refused, 3 failed samples, 4 budget spent,
-    130 interrupted."""
+    """The `fovea` command: exit codes 0 complete, 1 faults found, 2 refused, 3 failed samples,
+    4 budget spent, 130 interrupted.
+
+    Faults are what `check` (a row got worse) and `data` (a task's files) look for, and what `board` and
+    `show` could not draw.
+    """
     app()
 
 

@@ -150,7 +150,7 @@ def run(
     selection = select(task, limit, samples, repeats)
     chain = compose(model, methods, cache)
     if budget is not None:
-        _check_budget(budget, model, request_of(task, selection.samples[0], seed))
+        _check_budget(budget, [chain, *task.metrics], request_of(task, selection.samples[0], seed))
     specs = [getattr(method, "spec", None) for method in methods]
     header = _header(task, chain, specs, selection, seed)
     with RunDirectory(run_path(out, task, chain, header["id"])) as directory:
@@ -179,16 +179,25 @@ def compose(model: Model, methods: Sequence[Wrap], cache: Answers | None = None)
     return model
 
 
-def _check_budget(budget: float, model: Model, request: Request) -> None:
+def _check_budget(budget: float, asked: Sequence[Any], request: Request) -> None:
     """Refuse a budget that cannot hold, before anything is sent."""
     if not budget >= 0:
         raise SpecError(f"--budget is {budget}; it must be 0 or more dollars")
-    estimate = getattr(model, "estimate", None)
-    if estimate is not None:
+    for estimate in (found for part in asked for found in _estimates(part)):
         with contextlib.suppress(PictureError), events.counting(events.Counter(budget)):
-            reserved = estimate(request).dollars
-            if reserved is None:
-                events.reserve(reserved)
+            if estimate(request).dollars is None:
+                events.reserve(None)
+
+
+def _estimates(part: Any) -> Iterator[Callable[[Request], Usage]]:
+    """The `estimate` of each model in a chain or a metric: a method's further ones, a judge."""
+    estimate = getattr(part, "estimate", None)
+    if estimate is not None:
+        yield estimate
+    elif dataclasses.is_dataclass(part):
+        for knob in dataclasses.fields(part):
+            if hasattr(value := getattr(part, knob.name), "generate"):
+                yield from _estimates(value)
 
 
 def select(task: Task, limit: int | None, ids: Sequence[str], repeats: int) -> Selection:

@@ -17,6 +17,7 @@ from typing import Any
 from harness import engine, store
 from harness.cache import Answers, Cached, InPlace
 from harness.errors import PictureError
+from harness.resolve import Named
 from harness.types import ImportanceMap, Json, Method, Model, ReadMap, Request, Response, Task, Usage, digest
 
 
@@ -111,6 +112,10 @@ class _Tally:
 
 def _stand_in(model: Model, tally: _Tally) -> Model:
     """`model` with every model in it that would really answer replaced, a method's further ones too."""
+    answers = None
+    while isinstance(model, Cached | Named):
+        answers = model.answers if isinstance(model, Cached) else answers
+        model = model.model
     if isinstance(model, Method):
         model = model.rehearsed()
         inner = {
@@ -119,9 +124,7 @@ def _stand_in(model: Model, tally: _Tally) -> Model:
             if hasattr(getattr(model, knob.name), "generate")
         }
         return dataclasses.replace(model, **inner)
-    if isinstance(model, Cached):
-        return _Rehearsal(model.model, model.answers, tally)
-    return _Rehearsal(model, None, tally)
+    return _Rehearsal(model, answers, tally)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ cannot be read is set aside, never lost. It knows files and JSON; what the numbe
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -35,6 +36,7 @@ HEADER = ("id", "identity", "selection", "metrics", "primary")
 RECORDS = "records.jsonl"
 SET_ASIDE = "records.unreadable.jsonl"
 TRACES = "traces"
+LOCK = ".lock"
 
 _READ = 1 << 22  # bytes of records at once
 _ALWAYS = ("sample_id", "text", "usage", "schema")
@@ -249,11 +251,15 @@ def find_runs(root: Path) -> list[Path]:
 
 
 class RunDirectory:
-    """One run's directory, held by one writer from `with` to its end."""
+    """One run's directory, held by one writer from `with` to its end.
+
+    A writer that made the directory and fails before there is a record leaves nothing behind.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.records_path = path / RECORDS
+        self._made: list[Path] = []
         self._file: io.FileIO | None = None
         self._written = 0
 
@@ -261,8 +267,9 @@ class RunDirectory:
         from filelock import FileLock, Timeout
 
         try:
+            self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock", timeout=0)
+            self._lock = FileLock(self.path / LOCK, timeout=0)
             self._lock.acquire()
         except Timeout:
             raise StoreError(
@@ -282,6 +289,8 @@ class RunDirectory:
     ) -> None:
         if self._file is not None:
             self._file.close()
+        if error is not None and self._made:
+            self._leave_nothing()
         self._lock.release()
 
     def resume(
@@ -368,6 +377,18 @@ class RunDirectory:
             _write_atomically(self.path / RUN, _encoded([text, "\n"]))
         except OSError as error:
             raise self._failed(error) from None
+
+    def _leave_nothing(self) -> None:
+        """Remove the folders that were made for this run, unless something was kept in them."""
+        own = (RUN, RECORDS, LOCK)  # the lock goes last: who comes then finds no file of this run
+        with contextlib.suppress(OSError):
+            for path in self.path.iterdir():
+                if path.name not in own or (path.name == RECORDS and path.stat().st_size):
+                    return
+            for name in own:
+                (self.path / name).unlink(missing_ok=True)
+            for folder in self._made:
+                folder.rmdir()
 
     def _untouched(self) -> bool:
         assert self._file is not None

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from harness import engine, matching, resolve, store
+from harness import engine, events, matching, resolve, store
 from harness.cache import Answers
-from harness.errors import FoveaError, ModelError, StoreError
+from harness.errors import BudgetSpent, FoveaError, ModelError, StoreError
 from harness.estimate import estimate
 from harness.grid import Cell, Grid, cells, refuse
 from harness.summary import metric_json, metric_key
@@ -357,5 +357,11 @@ def _run_cell(
         warn=warn,
     )
     if plan.metrics and result.status not in ENDINGS:
-        engine.score(result.path, plan.metrics)
+        judges = events.Counter(None if budget is None else budget - result.charged)
+        try:
+            with events.counting(judges):
+                engine.score(result.path, plan.metrics)
+        except BudgetSpent:
+            result = replace(result, status="budget")
+        result = replace(result, charged=result.charged + judges.charged)
     return result

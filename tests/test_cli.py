@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import store
+from harness import cli, screen, store
 
 FOVEA = Path(sys.executable).parent / "fovea"
 
@@ -111,6 +112,19 @@ def test_a_mistake_is_refused_in_a_sentence(questions: Path, words: list[str], c
     assert done.returncode == 2, done.stdout + done.stderr
     assert complaint in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_missing_key_is_refused_and_leaves_no_run(questions: Path) -> None:
+    here = questions.parent
+    words = ["run", f"vqa_file:{questions}", "openai:gpt-4o", "--no-cache"]
+    done = fovea(*words, cwd=here, env={"OPENAI_API_KEY": ""})
+    assert done.returncode == 2 and "OPENAI_API_KEY" in done.stderr
+    assert [path.name for path in here.iterdir()] == [questions.name]
+
+
+def test_the_command_names_every_exit_code() -> None:
+    codes = {screen.COMPLETE, screen.FAULTY, screen.REFUSED, screen.FAILED, screen.SPENT, screen.INTERRUPTED}
+    assert codes == {int(code) for code in re.findall(r"\b\d+\b", cli.main.__doc__ or "")}
 
 
 def test_listing_is_quick_because_torch_stays_out() -> None:

@@ -181,6 +181,34 @@ def test_what_concerns_every_request_stops_the_run_and_keeps_what_was_done(tmp_p
     assert store.read_run(path)["status"] == "interrupted"
 
 
+def test_what_is_refused_before_the_first_sample_leaves_nothing(tmp_path: Path) -> None:
+    def refused(_: Request) -> str:
+        raise ModelError("the key is not set")
+
+    for pace in (Pace(group=4), Pace(group=4, in_flight=3)):
+        with pytest.raises(ModelError, match="the key is not set"):
+            run(make_task(), refused, tmp_path / "new" / "runs", pace=pace)
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_was_there_before_a_refusal_stays(tmp_path: Path) -> None:
+    def refused(_: Request) -> str:
+        raise ModelError("the key is not set")
+
+    interrupted = run(make_task(), lambda _: (_ for _ in ()).throw(KeyboardInterrupt), tmp_path)
+    assert interrupted.status == "interrupted", "nobody refused it: its path was told"
+    before = {path.name for path in interrupted.path.iterdir()}
+    with pytest.raises(ModelError):
+        run(make_task(), refused, tmp_path)
+    assert {path.name for path in interrupted.path.iterdir()} == before
+    done = run(make_task(), right, tmp_path, limit=5)
+    records = (done.path / "records.jsonl").read_bytes()
+    with pytest.raises(ModelError):
+        run(make_task(), refused, tmp_path)
+    assert (done.path / "records.jsonl").read_bytes() == records
+    assert run(make_task(), right, tmp_path).summary["scored"] == 20
+
+
 def test_too_many_failures_end_the_run_early(tmp_path: Path) -> None:
     result = run(make_task(100), lambda _: Response.failed("x", "y"), tmp_path, max_failures=9)
     assert result.status == "stopped"

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +19,17 @@ from hypothesis import strategies as st
 
 from adapters import _prices, openai
 from harness import engine, events, screen, store, sweep
-from harness.cache import Answers
+from harness.cache import Answers, Cached
 from harness.engine import Progress
 from harness.errors import BudgetSpent, SpecError
 from harness.estimate import estimate
 from harness.grid import read
 from harness.pictures import Memory, Picture
-from harness.types import Capability, Method, Pace, Request, Response, Usage
+from harness.resolve import Named
+from harness.types import Capability, Method, Model, Pace, Request, Response, Usage
 from leaderboard.board import comparisons
 from leaderboard.terminal import table
-from metrics import exact
+from metrics import clair, exact
 from tests.provider import Provider, Reply
 from tests.test_cli import fovea
 from tests.test_engine import make_task
@@ -100,6 +101,25 @@ class Twice(Method):
         return [Response(a.text, usage=a.usage + b.usage) for a, b in zip(first, second, strict=True)]
 
 
+@dataclass(frozen=True)
+class Judged(Method):
+    """Asks, then has somebody else answer the same."""
+
+    name: ClassVar[str] = "judged"
+    judge: Model
+
+    def generate(self, requests: Sequence[Request]) -> list[Response]:
+        return self.judge.generate(self.model.generate(requests) and requests)
+
+
+@dataclass
+class Other(Shop):
+    """Another shop, so that the cache knows its answers apart."""
+
+    def describe(self) -> dict[str, Any]:
+        return {"adapter": "shop", "model": "other"}
+
+
 # ---------------------------------------------------------------- budget
 
 
@@ -158,6 +178,32 @@ def test_a_budget_that_cannot_hold_is_refused_before_anything_is_sent(
     assert shop.asked == [] and not list(tmp_path.iterdir())
 
 
+def test_a_budget_is_refused_for_the_unknown_price_of_a_further_model_before_the_first_is_paid(
+    tmp_path: Path,
+) -> None:
+    shop, answers = Shop(), Answers(tmp_path / "cache.sqlite")
+    unknown = Named(Cached(Other(most=None), answers), "other")
+    runs = tmp_path / "runs"
+    judged = make_task(metrics=(clair.metric(unknown, variant="fovea"),))
+    with pytest.raises(SpecError, match="price=IN/OUT"):
+        engine.run(make_task(), shop, [lambda model: Judged(model, unknown)], out=runs, budget=1.0)
+    with pytest.raises(SpecError, match="price=IN/OUT"):
+        engine.run(judged, shop, out=runs, budget=1.0, cache=answers)
+    assert shop.asked == [] and not runs.exists()
+
+
+def test_a_budget_counts_the_further_models_of_a_method(tmp_path: Path) -> None:
+    shop, answers = Shop(), Answers(tmp_path / "cache.sqlite")
+    other = Other(price=0.1, most=0.1)
+    named = Named(Cached(other, answers), "other")
+    result = engine.run(
+        make_task(), shop, [lambda model: Judged(model, named)], out=tmp_path, budget=0.55, cache=answers
+    )
+    assert result.status == "budget" and 3 <= len(other.asked) <= 5
+    spent = 0.01 * len(shop.asked) + 0.1 * len(other.asked)
+    assert result.spending["spent"]["dollars"] == pytest.approx(spent) and spent <= 0.55
+
+
 def test_an_answer_that_does_not_say_what_it_cost_is_charged_at_the_most(tmp_path: Path) -> None:
     silent = Shop(price=None, most=0.02)
     result = engine.run(make_task(40), silent, out=tmp_path, budget=0.2)
@@ -212,6 +258,35 @@ def test_a_sweep_shares_its_budget_among_its_cells(tmp_path: Path, monkeypatch: 
         ended = list(sweep.run(plan, out=tmp_path / "runs", budget=8.0, progress=quiet))
     assert [outcome.run.status for outcome in ended if outcome.run] == ["complete", "budget"]
     assert ended[1].reason == "the budget is spent" and 5 < len(provider.seen) <= 8
+
+
+JUDGED = """
+name: judged
+tasks: ["vqa_file:one.jsonl", "vqa_file:two.jsonl"]
+models: ["scripted:yes"]
+metrics: ["clair:variant=fovea,judge=(openai:m,base_url={url},price=1000/10000,concurrency=1)"]
+"""
+
+
+def test_a_sweeps_budget_holds_for_the_judges_of_its_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        lines = [json.dumps({"question": "?", "answer": f"{name} {k}"}) for k in range(20)]
+        Path(f"{name}.jsonl").write_text("\n".join(lines))
+    usage, answers = {"prompt_tokens": 1, "completion_tokens": 100}, Answers(tmp_path / "cache.sqlite")
+    quiet: Any = lambda _: contextlib.nullcontext(lambda _: None)  # noqa: E731
+    with Provider(lambda _: Reply('{"score": 90, "reason": "alike"}', usage=usage)) as provider:
+        Path("grid.yaml").write_text(JUDGED.format(url=provider.url))
+
+        def swept(budget: float) -> list[str]:
+            plan = sweep.prepare(read(Path("grid.yaml"), {}), cache=answers)
+            ended = sweep.run(plan, out=tmp_path / "runs", budget=budget, cache=answers, progress=quiet)
+            return [outcome.run.status for outcome in ended if outcome.run]
+
+        assert swept(35.0) == ["complete", "budget"] and 20 < len(provider.seen) < 35
+        assert swept(100.0) == ["complete", "complete"] and len(provider.seen) == 40
 
 
 def test_the_command_says_what_it_will_cost_stops_there_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -286,18 +361,61 @@ def test_repeated_questions_are_estimated_as_often_as_they_are_sent(tmp_path: Pa
 
 
 def test_an_estimate_asks_no_model_that_a_method_brings_along(tmp_path: Path) -> None:
-    @dataclass(frozen=True)
-    class Judged(Method):
-        name: ClassVar[str] = "judged"
-        judge: Shop
-
-        def generate(self, requests: Sequence[Request]) -> list[Response]:
-            return self.judge.generate(self.model.generate(requests) and requests)
-
     judge = Shop(most=0.5)
     found = estimate(make_task(4), Shop(), [lambda model: Judged(model, judge)], out=tmp_path)
     assert judge.asked == [] and found.requests == 8
     assert found.usage.dollars == pytest.approx(4 * 0.02 + 4 * 0.5)
+
+
+WRAPPED: dict[str, Callable[[Model, Answers], Model]] = {
+    "bare": lambda model, _: model,
+    "named": lambda model, _: Named(model, "other"),
+    "cached": lambda model, answers: Cached(model, answers),
+    "named over cached": lambda model, answers: Named(Cached(model, answers), "other"),
+    "cached over named": lambda model, answers: Cached(Named(model, "other"), answers),
+    "of a method": lambda model, answers: Named(Judged(Shop(most=0.0), Cached(model, answers)), "method"),
+    "over a method": lambda model, answers: Cached(Judged(Shop(most=0.0), model), answers),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED.values(), ids=WRAPPED)
+def test_the_price_of_a_further_model_counts_whatever_is_wrapped_around_it(
+    tmp_path: Path, wrapped: Callable[[Model, Answers], Model]
+) -> None:
+    answers, other = Answers(tmp_path / "cache.sqlite"), Other(most=0.5)
+    further = wrapped(other, answers)
+    wraps = [lambda model: Judged(model, further)]
+    found = estimate(make_task(4), Shop(), wraps, out=tmp_path, cache=answers)
+    assert found.priced and other.asked == []
+    assert found.usage.dollars == pytest.approx(4 * 0.02 + 4 * 0.5)
+
+
+def test_what_the_cache_knows_of_a_further_model_costs_nothing(tmp_path: Path) -> None:
+    answers = Answers(tmp_path / "cache.sqlite")
+    named = Named(Cached(Other(), answers), "other")
+    engine.run(make_task(20), Other(), out=tmp_path, limit=5, cache=answers)
+    wraps = [lambda model: Judged(model, named)]
+    found = estimate(make_task(20), Shop(), wraps, out=tmp_path, cache=answers)
+    assert (found.requests, found.cached) == (20 + 15, 5)
+
+
+FURTHER = """
+name: further
+tasks: ["small_detail:question=caption,size=4"]
+models: ["openai:m,base_url=http://127.0.0.1:9/v1,price=1/10"]
+methods: ["patch_matters:aggregator=(openai:n,base_url=http://127.0.0.1:9/v1,price=1000/1000)"]
+"""
+
+
+def test_a_sweep_states_the_price_of_a_methods_further_model_with_a_cache_and_without(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(FURTHER)
+    grid, answers = read(path, {}), Answers(tmp_path / "cache.sqlite")
+    without = sweep.forecast(sweep.prepare(grid), tmp_path / "runs")
+    found = sweep.forecast(sweep.prepare(grid, cache=answers), tmp_path / "runs", answers)
+    assert found.counted and not found.unpriced
+    assert found.usage.dollars is not None and without.usage.dollars is not None
+    assert 100 < found.usage.dollars <= without.usage.dollars, "nearly all of it is the aggregator's"
 
 
 def test_an_unknown_price_stays_unknown_and_a_local_model_has_none(tmp_path: Path) -> None:
