@@ -98,8 +98,8 @@ class InstructBlip(Square):
         found = text.count(self._marker)
         if found != len(pictures) or self._marker in words:
             raise PromptError(
-                f"the prompt holds {found} image placeholders for {len(pictures)} pictures, or holds them "
-                "elsewhere than in front"
+                f"the prompt holds {found} image placeholders ({self._marker}) for {len(pictures)} "
+                "pictures, or holds them elsewhere than in front; reword the text"
             )
         ids = (self.image_token,) * (self._queries * len(pictures)) + tuple(
             self.tokenizer(words)["input_ids"]

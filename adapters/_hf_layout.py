@@ -155,8 +155,9 @@ class Layout:
         found = short.count(self.placeholder)
         if found != len(pictures):
             raise PromptError(
-                f"the prompt holds {found} image placeholders for {len(pictures)} pictures: either its "
-                "template puts in none, or the text itself contains one"
+                f"the prompt holds {found} image placeholders {self.tokenizer.decode([self.placeholder])!r} "
+                f"for {len(pictures)} pictures: either its template puts in none (use template=plain), "
+                "or the text itself contains one (reword it)"
             )
         return self._expanded(short, pictures)
 
@@ -344,12 +345,15 @@ class Layout:
         return inputs.ids == self.image_token
 
     def place(self, picture: Picture) -> dict[str, Json]:
-        """Of a picture's finest view: its grid (rows, columns), rectangle, first token and tokens per row."""
-        view = self.span(picture.size).views[0]
-        rows, columns = view.cells.shape
-        first = int(view.cells[0, 0])
-        stride = int(view.cells[1, 0]) - first if rows > 1 else columns
-        if (view.cells != first + stride * np.arange(rows)[:, None] + np.arange(columns)).any():
+        """Of a picture's finest view: its grid (rows, columns), rectangle, first image token and image tokens
+        per row. Tags between them do not count."""
+        span = self.span(picture.size)
+        view = span.views[0]
+        cells = (np.cumsum(np.array(span.tokens) == self.image_token) - 1)[view.cells]
+        rows, columns = cells.shape
+        first = int(cells[0, 0])
+        stride = int(cells[1, 0]) - first if rows > 1 else columns
+        if (cells != first + stride * np.arange(rows)[:, None] + np.arange(columns)).any():
             return {}
         return {
             "grid": [rows, columns],

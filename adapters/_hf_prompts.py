@@ -76,4 +76,6 @@ def _chat(request: Request, processor: Any) -> str:
     try:
         return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     except TemplateError as error:
-        raise PromptError(f"the checkpoint's chat template refuses the request: {error}") from None
+        raise PromptError(
+            f"the checkpoint's chat template refuses the request ({error}); use template=plain"
+        ) from None

@@ -215,7 +215,11 @@ def require_pictures(rows: Sequence[Row], broken: dict[str, PictureError]) -> No
 def require_room(lengths: Sequence[int], context: int | None) -> None:
     """Raise `Unfit` for the rows that are longer than the model's context."""
     failures = {
-        place: Failure("too_long", f"the prompt has {length} tokens, the model's context {context}")
+        place: Failure(
+            "too_long",
+            f"the prompt has {length} tokens, the model's context {context}; shorten the question, show "
+            "fewer or smaller pictures, or use a model with a longer context",
+        )
         for place, length in enumerate(lengths)
         if context is not None and length > context
     }

@@ -91,7 +91,7 @@ class Waves:
 
     batch: rows at a time to begin with; it shrinks, and stays small, when memory runs out. layer: of a
     map whose request names none. layers, context: how many the decoder has (None: unlimited). offers: what
-    probes may need. why_not: why the checkpoint serves none, if so.
+    probes may need. why_not: why none is served, if so.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class Waves:
             min(len(row.tokens), len(tokens)),
         )
         if common == len(tokens):
-            raise PromptError(f"the option {option!r} adds no token to the prompt")
+            raise PromptError(f"the option {option!r} adds no token to the prompt; leave it out or reword it")
         return dataclasses.replace(row, text=text, tokens=tokens, tail=len(tokens) - common, reads=())
 
     # ------------------------------------------------------------ batches

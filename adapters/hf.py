@@ -105,6 +105,9 @@ def model(
         raise ModelError(
             f"max_pixels is for models that keep a picture's shape (Qwen-VL); {found.name} is {found.family}"
         )
+    why_not = unknown or untapped
+    if not why_not and attn != "fovea":
+        why_not = f"with attn={attn} nothing can be read or steered; use attn=auto"
     device = pick_device(device)
     return Hf(
         checkpoint=found,
@@ -116,7 +119,7 @@ def model(
         batch=batch or (16 if device == "cpu" else 32),
         max_pixels=max_pixels,
         trust_remote_code=trust_remote_code,
-        why_not=unknown or untapped,
+        why_not=why_not,
     )
 
 
@@ -168,7 +171,7 @@ def _has_chat_template(folder: Path) -> bool:
 class Hf:
     """One checkpoint under one set of knobs. `model()` makes it and describes the knobs.
 
-    why_not: why it serves no maps and no steering whatever the knobs say; empty if it could.
+    why_not: why it serves no maps and no steering; empty if it could.
     """
 
     checkpoint: Checkpoint

@@ -189,6 +189,10 @@ class InPlace:
     def pace(self) -> Pace:
         return self.model.pace
 
+    @property
+    def why_not(self) -> str:
+        return str(getattr(self.model, "why_not", ""))
+
     def describe(self) -> dict[str, Any]:
         return self.model.describe()
 

@@ -64,7 +64,10 @@ class Member:
         except KeyError:
             raise PictureError(f"{self.archive} has no member {self.member}", "missing_picture") from None
         except (OSError, zipfile.BadZipFile) as error:
-            raise PictureError(f"{self.archive} cannot be read: {error}", "unreadable_picture") from None
+            raise PictureError(
+                f"{self.archive} cannot be read ({error}): replace it, or leave the sample out",
+                "unreadable_picture",
+            ) from None
 
     @property
     def label(self) -> str:
@@ -215,7 +218,9 @@ def _decode(source: Encoded) -> Image.Image:
         with opened(source) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
-        raise PictureError(f"{source.label} is damaged: {error}", "damaged_picture") from None
+        raise PictureError(
+            f"{source.label} is damaged ({error}): replace it, or leave the sample out", "damaged_picture"
+        ) from None
 
 
 def opened(source: Encoded) -> Image.Image:
@@ -233,7 +238,10 @@ def opened(source: Encoded) -> Image.Image:
     except UnidentifiedImageError:
         raise PictureError(f"{source.label} is not a picture that Pillow knows", "not_a_picture") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise PictureError(f"{source.label} cannot be read: {error}", "unreadable_picture") from None
+        raise PictureError(
+            f"{source.label} cannot be read ({error}): replace it, or leave the sample out",
+            "unreadable_picture",
+        ) from None
     width, height = image.size
     if width * height > MAX_PIXELS:
         image.close()

@@ -120,7 +120,20 @@ def show_result(result: Run) -> None:
     if result.status in _UNFINISHED:
         warn(_RESUME[result.status].format(quoted_command()))
     elif result.failed:
-        warn(f"{result.failed} samples failed; repeat the command to try them again")
+        warn(_failed(result))
+
+
+def _failed(result: Run) -> str:
+    """How many samples failed, and whether it helps to repeat the command."""
+    from harness.store import RECORDS, read_records
+
+    failures = [record.failure for record in read_records(result.path) if record.failure is not None]
+    passing = sum(failure.retry for failure in failures)
+    text = f"{result.failed} samples failed"
+    if passing:
+        which = "them" if passing == len(failures) else f"the {passing} that may pass"
+        return f"{text}; repeat the command to try {which} again"
+    return f"{text}, and would again as things are: {result.path / RECORDS} says why"
 
 
 _UNFINISHED = {"interrupted": INTERRUPTED, "budget": SPENT}
@@ -213,9 +226,12 @@ def show_estimate(task: Any, model: Any, methods: Any, **asked: Any) -> None:
     typer.echo(f"{task.name}: {found.samples:,} samples{ended}")
     cached = f", and {found.cached:,} more that the cache answers for nothing" if found.cached else ""
     typer.echo(f"requests  {found.requests:,} with {usage.images:,} pictures{cached}")
-    tokens_in = f"{usage.tokens_in:,}" if found.priced else "not counted"
+    counted = found.priced or usage.tokens_in
+    tokens_in = f"{usage.tokens_in:,}" if counted else "not counted"
+    if counted and not found.priced:
+        tokens_in += " and those of models that do not say"
     typer.echo(f"tokens    in {tokens_in}, out {usage.tokens_out:,} at most")
-    if not found.priced:
+    if not (found.priced or usage.dollars or usage.dollars is None):
         typer.echo("dollars   none counted: the model states no price, as one that runs here")
     elif usage.dollars is None:
         typer.echo(

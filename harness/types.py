@@ -315,7 +315,7 @@ def require(model: Model, capability: Capability, who: str, remedy: str) -> None
     described = model.describe()
     name = described.get("method") or described.get("model") or described.get("adapter")
     offered = ", ".join(sorted(model.offers)) or "generate only"
-    why = getattr(model, "why_not", "")  # a model that never could may say so
+    why = getattr(model, "why_not", "")  # a model may say why not
     raise CapabilityError(f"{who} needs {capability}; {name} offers {offered}{why and f' ({why})'}. {remedy}")
 
 

@@ -37,13 +37,17 @@ class Choice:
     failure: Failure | None = None
 
 
+NO_IMAGE = Choice(trace={"skipped": "no image"})
+"""Nothing to crop: the request goes on as it came."""
+
+
 def choose(request: Request, pick: Callable[[Size], Box], *, skip_whole: bool = True) -> Choice:
     """`pick` a box in a picture of some size (width, height), for methods that need no model to choose.
 
     skip_whole: a box that is the whole picture is not appended.
     """
     if not request.images:
-        return Choice(trace={"skipped": "no image"})
+        return NO_IMAGE
     try:
         size = request.images[0].size
         box = pick(size)

@@ -59,7 +59,8 @@ def edge_mask(
 
 
 def _less_its_blur(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """(3, rows, cols): a picture less its Gaussian blur, the edges reflected.
+    """(3, rows, cols): a picture less its Gaussian blur, the edges reflected; repeated where a side is one
+    pixel, which has nothing to reflect.
 
     By torch, as torchvision does it: where a picture is flat, the released mask is decided by rounding,
     and that is the kernel's own.
@@ -71,19 +72,25 @@ def _less_its_blur(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     taps = torch.exp(-0.5 * (torch.linspace(-1, 1, steps=3) / SIGMA).pow(2))
     taps = taps / taps.sum()
     kernel = torch.mm(taps[:, None], taps[None, :]).expand(3, 1, 3, 3)
-    padded = functional.pad(planes[None], [1, 1, 1, 1], mode="reflect")
+    padded = planes[None]
+    for ends, length in (([1, 1, 0, 0], planes.shape[2]), ([0, 0, 1, 1], planes.shape[1])):
+        padded = functional.pad(padded, ends, mode="reflect" if length > 1 else "replicate")
     blurred = functional.conv2d(padded, kernel, groups=3)[0]
     detail: npt.NDArray[np.float32] = (planes - blurred).numpy()
     return detail
 
 
 def block_mean(values: npt.NDArray[np.floating[Any]], block: int) -> npt.NDArray[np.floating[Any]]:
-    """The mean of every block of `block` x `block` cells; what is left over at the right and below is cut.
+    """The mean of every block of `block` x `block` cells; what is left over at the right and below is cut,
+    unless it is all there is.
 
     >>> block_mean(np.float32([[1, 3, 0, 0, 9], [5, 7, 0, 4, 9]]), 2).tolist()
     [[4.0, 1.0]]
+    >>> block_mean(np.float32([[1, 3, 5, 7, 9]]), 2).tolist()
+    [[2.0, 6.0]]
     """
-    rows, cols = (length // block for length in values.shape)
-    blocks = values[: rows * block, : cols * block].reshape(rows, block, cols, block).swapaxes(1, 2)
+    high, wide = (min(block, length) for length in values.shape)
+    rows, cols = values.shape[0] // high, values.shape[1] // wide
+    blocks = values[: rows * high, : cols * wide].reshape(rows, high, cols, wide).swapaxes(1, 2)
     means: npt.NDArray[np.floating[Any]] = blocks.mean(axis=(2, 3))
     return means

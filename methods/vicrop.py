@@ -42,6 +42,8 @@ Repairs of the released code under `fidelity=fixed`, each absent under `released
 - A box that is the whole picture is not sent as a second picture, flagged `whole`. Released: sent.
 - The edge mask is of the pixels that the model sees. Released: of the whole picture, squashed, so that
   mask and gradient disagree wherever LLaVA crops. And rounding in flat regions is not detail.
+- A picture so narrow that the model sees it on less than a patch has one row or column of blocks. Released:
+  no block at all (a failure of its request here, named `no_blocks`).
 - Tiles are squares that cover the picture, laid over the pixels that each map covers. Released: rectangles
   with a black overhang, of which LLaVA sees the centres; no tile at all, a division by zero, for a portrait
   of 1024 pixels or less (a failure of its request here, named `no_tiles`).
@@ -210,7 +212,7 @@ class Vicrop(Method):
     def _view(self, request: Request) -> _View | _crops.Choice:
         """What to read of a request's first picture, or why nothing is."""
         if not request.images:
-            return _crops.Choice(trace={"skipped": "no image"})
+            return _crops.NO_IMAGE
         picture = request.images[0]
         specific = request.hints.short_question or request.question
         quotient = self.locate in ("rel_att", "pure_grad")
@@ -273,8 +275,16 @@ class Vicrop(Method):
             if self.fidelity == "fixed":
                 values = repaired(values)
                 picture = picture.crop(_whole_pixels(own.rectangle, picture.size))
-            mask = edge_mask(picture.open(), (values.shape[0], values.shape[1]), self.fidelity)
-            values = block_mean(values * mask, _crops.described(self.model, "patch_size") or PAPER_PATCH)
+            rows, cols = values.shape
+            block = _crops.described(self.model, "patch_size") or PAPER_PATCH
+            if self.fidelity == "released" and min(rows, cols) < block:
+                raise PictureError(
+                    f"vicrop:locate=pure_grad,fidelity=released takes blocks of {block} x {block} pixels, "
+                    f"and the model sees this picture on {cols} x {rows}; use fidelity=fixed",
+                    "no_blocks",
+                )
+            mask = edge_mask(picture.open(), (rows, cols), self.fidelity)
+            values = block_mean(values * mask, block)
         return ImportanceMap(values.astype(np.float32), own.rectangle)
 
     def _box(
@@ -330,9 +340,7 @@ class Vicrop(Method):
             )
         )
         return [
-            _around_best(request, next(found), base)
-            if request.images
-            else _crops.Choice(trace={"skipped": "no image"})
+            _around_best(request, next(found), base) if request.images else _crops.NO_IMAGE
             for request in requests
         ]
 
@@ -392,6 +400,8 @@ def _around_best(request: Request, found: Found, base: int) -> _crops.Choice:
 
 def _around_region(request: Request, base: int) -> _crops.Choice:
     """The oracle's crop: around the target's box."""
+    if not request.images:
+        return _crops.NO_IMAGE
     region = request.hints.region
     if region is None:
         return _crops.Choice(

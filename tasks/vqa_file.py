@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.errors import SpecError
 from harness.pictures import picture_in
 from harness.types import Decoding, Hints, Metric, Request, Sample, Task
 from metrics import exact
@@ -34,6 +35,8 @@ def task(
     with its knobs in parentheses: metric=(vqa:variant=official). Its first number ranks. instruction:
     what follows the question, separator included. max_tokens: new tokens at most. Decoding is greedy.
     """
+    if max_tokens < 1:
+        raise SpecError(f"max_tokens={max_tokens}; an answer needs 1 or more")
     path = Path(path)
     found = rows(path)
     folder = path.parent if images is None else check_folder(Path(images), "the images")

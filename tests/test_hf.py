@@ -29,6 +29,7 @@ from harness.errors import CapabilityError, ModelError
 from harness.events import Counter, counting
 from harness.pictures import File, Memory, Picture
 from harness.types import Capability, Decoding, ReadMap, Request, Response, Usage
+from methods.sparc import Sparc
 from methods.vicrop import Vicrop
 
 SUFFIX = " Answer the question using a single word or phrase."
@@ -108,6 +109,15 @@ def test_a_capability_that_is_missing_is_refused_before_weights_load(
         Vicrop(model)
     with pytest.raises(ModelError, match=r"vip .* does not load"):
         model.generate([_request()])
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager", "flash_attention_2"])
+@pytest.mark.parametrize("method", [Vicrop, Sparc])
+def test_a_kernel_that_was_asked_for_is_named_as_what_keeps_a_method_from_working(
+    folders: dict[str, Path], kernel: str, method: Any
+) -> None:
+    with pytest.raises(CapabilityError, match=rf"offers likelihood \(with attn={kernel} .*use attn=auto"):
+        method(_model(folders["llava"], attn=kernel))
 
 
 def test_a_description_holds_what_decides_the_answers(folders: dict[str, Path]) -> None:
@@ -461,7 +471,7 @@ def test_a_prompt_beyond_the_context_fails_with_both_numbers(models: dict[str, h
     failed, fine = models[name].generate([long, _request(question="What?", instruction="")])
     assert failed.failure is not None
     assert failed.failure.kind == "too_long"
-    assert str(context) in failed.failure.message
+    assert f"{context}; shorten the question" in failed.failure.message
     assert fine.failure is None
 
 
@@ -476,6 +486,8 @@ def test_a_placeholder_in_the_question_is_not_a_picture(models: dict[str, hf.Hf]
     (response,) = models["llava"].generate([_request(question="What is <image>?")])
     assert response.failure is not None
     assert response.failure.kind == "prompt"
+    assert "2 image placeholders '<image>' for 1 pictures" in response.failure.message
+    assert "reword it" in response.failure.message
 
 
 def _memory_for(model: hf.Hf, rows: int) -> Any:

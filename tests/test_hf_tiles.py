@@ -42,6 +42,7 @@ from whitebox import (
 
 from adapters import hf
 from harness.pictures import Picture
+from harness.traces import trace_arrays
 from harness.types import Box, Capability, Decoding, ImportanceMap, ReadMap
 
 Grid = npt.NDArray[np.int64]
@@ -337,6 +338,46 @@ def test_a_decoder_that_forgets_and_another_tower_serve_no_maps(
     assert "features: full" in whole.why_not
     for model in (sliding, whole):
         assert model.offers == {Capability.LIKELIHOOD}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [*SHAPES, (40, 400), (60, 130)])
+def test_a_trace_counts_image_tokens_as_the_selections_do(
+    folders: dict[str, Path], models: dict[str, hf.Hf], name: str, size: tuple[int, int]
+) -> None:
+    _require_cells(folders[name], models[name], tiny.photo(0, *size))
+
+
+def test_a_trace_of_one_tile_does_not_count_the_tags_before_it(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = _unsplit(folders["idefics3"], tmp_path / "whole")
+    assert _require_cells(copy, model_of(copy), tiny.photo(0, 100, 80)).tolist() == [
+        list(range(first, first + 4)) for first in (0, 4, 8, 12)
+    ]
+
+
+def _require_cells(folder: Path, model: hf.Hf, picture: Picture) -> Any:
+    """The image token of each cell as a trace says it, which must be the official ones, or not known."""
+    inputs = inputs_of(folder, dataclasses.replace(ask(), images=(picture,)))
+    rank = np.cumsum(inputs["input_ids"][0].numpy() == plain(folder)[0].config.image_token_id) - 1
+    place = waves(model)._family.place(picture)
+    tiles = _cut(plain(folder)[1], picture) if "idefics" in folder.name or "smol" in folder.name else (0, 0)
+    if not place:
+        assert tiles[1] > 1  # side by side, they are no lines
+        return None
+    cells = trace_arrays({"selected": [[0]], **place})["selected_cells"]
+    finest = next(grid for grid in _grids(folder, inputs, picture) if grid.size)
+    np.testing.assert_array_equal(cells, rank[finest])
+    return cells
+
+
+def _unsplit(folder: Path, copy: Path) -> Path:
+    shutil.copytree(folder, copy)
+    settings = json.loads((copy / "processor_config.json").read_text())
+    settings["image_processor"]["do_image_splitting"] = False
+    (copy / "processor_config.json").write_text(json.dumps(settings))
+    return copy
 
 
 @pytest.mark.parametrize("longest", [64, 100, 129, 300])

@@ -390,6 +390,13 @@ def test_a_request_without_a_picture_goes_on_as_it_came() -> None:
     assert len(model.waves) == 1
 
 
+def test_an_oracle_lets_a_request_without_a_picture_pass_region_or_none() -> None:
+    method = Vicrop(Scripted(lambda _: "an answer"), locate="oracle")
+    boxed = _request(images=(), hints=Hints(region=(0, 0, 20, 20)))
+    for response in method.generate([_request(images=()), boxed]):
+        assert (response.text, response.trace["skipped"]) == ("an answer", "no image")
+
+
 def test_a_picture_that_is_missing_fails_its_own_request(tmp_path: Path) -> None:
     gone = Picture(File(tmp_path / "gone.png"))
     model = Watched()

@@ -274,6 +274,24 @@ def test_a_picture_that_breaks_after_its_header_fails_its_own_request() -> None:
     assert second.failure is None
 
 
+@pytest.mark.parametrize("shape", [(1, 336), (336, 1), (1, 1), (6, 336), (336, 13)])
+def test_a_picture_seen_on_less_than_a_patch_has_one_line_of_blocks_and_as_released_fails_alone(
+    shape: tuple[int, int],
+) -> None:
+    even = np.ones(shape, np.float32)
+    width, height = 20 * shape[1], 20 * shape[0]
+    sees = Sees({"What?": even, GENERAL_QUESTION: even}, (0, 0, width, height))
+    picture = _noise(width, height)
+    (fixed,) = Vicrop(sees, locate="pure_grad").generate([_request(picture)])
+    assert fixed.failure is None
+    assert fixed.trace["grid"] == [max(1, side // 14) for side in shape]
+    (released,) = Vicrop(sees, locate="pure_grad", fidelity="released").generate([_request(picture)])
+    assert released.failure is not None
+    assert released.failure.kind == "no_blocks"
+    for says in (f"{shape[1]} x {shape[0]}", "14 x 14", "use fidelity=fixed"):
+        assert says in released.failure.message
+
+
 def test_a_model_without_gradients_is_refused_with_the_remedy() -> None:
     attentive = Scripted(lambda _: "", offers=frozenset({Capability.ATTENTION}), name="attentive")
     for locate in ("grad_att", "pure_grad"):
