@@ -53,7 +53,7 @@ class Family:
         In a family of one, the name alone.
         """
         if place == self.centre:
-            return plain_text(f"{self.name} (centre)", LETTERS)
+            return plain_text(f"{self.name} (usual knobs)", LETTERS)
         mine = self.values[place]
         usual = self.values[self.centre] if self.centre is not None else {}
         said = [f"{knob}={shown(mine[knob])}" for knob in self.knobs if mine[knob] != usual.get(knob, ...)]

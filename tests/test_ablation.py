@@ -139,7 +139,7 @@ def test_knobs_varied_one_at_a_time_are_a_panel_each_with_the_run_around_which_t
     runs.append({"a": 1, "b": 1, "c": "y"})
     assert kinds(*runs) == [("knob", ("a",), 2), ("knob", ("b",), 2), ("knob", ("c",), 2)]
     found = family("m", [flat(run) for run in runs])
-    assert [found.label(place) for place in range(4)] == ["m (centre)", "m a=2", "m b=5", "m c=y"]
+    assert [found.label(place) for place in range(4)] == ["m (usual knobs)", "m a=2", "m b=5", "m c=y"]
 
 
 def test_combinations_of_two_knobs_are_a_map_and_of_three_a_map_for_each_value_of_the_third() -> None:

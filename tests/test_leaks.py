@@ -13,9 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tiny_match
+import tiny_seps
+import torch
 from PIL import Image
 
 from adapters import clip
+from adapters.seps.similarity import Texts, images, matrix, relevance
+from adapters.seps.similarity import words as texts_of
 from harness.errors import ModelError
 from harness.leaks import PROBES, probe
 from harness.pictures import Memory, Picture
@@ -115,6 +119,49 @@ def test_a_dual_encoder_passes_and_ignores_dense_texts_even_those_that_tell(tmp_
         report = probe(encoder, *pool(dense_of=dense_of), images=6)
         assert report.honest, str(report)
         assert report.gain == (0.0 if dense_of == "text" else None)
+
+
+class Mirrored:
+    """LAPS's head over drawn features, where each patch and each word has its mirror image in the same
+    picture or text: as far from every mean, so that rounding alone could say which of two patches is kept."""
+
+    def __init__(self) -> None:
+        self.head = tiny_seps.head("laps", patches=50, has_cls=False, ratios=(0.5, 0.4), embed=32)
+
+    def describe(self) -> dict[str, Any]:
+        return {"adapter": "toy", "model": "mirrored"}
+
+    def similarity(self, pool: Pool, rows: range) -> Scores:
+        shown = [str(pool.images[row].open().getpixel((3, 3))) for row in rows]
+        V = torch.stack([self.drawn(name, 25) for name in shown])
+        T = torch.stack([self.drawn(text, 4) for text in pool.texts])
+        found: Scores = matrix(self.head, V, Texts.of(T, torch.full((len(T),), 8))).numpy()
+        return found
+
+    def drawn(self, name: str, count: int) -> torch.Tensor:
+        """(2 count, 32): the second half is the first with the halves of each vector exchanged."""
+        source = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        one = torch.randn(count, 32, generator=source)
+        return torch.cat([one, one.roll(16, dims=1)])
+
+
+def test_patches_that_rounding_cannot_tell_apart_are_chosen_alike_whatever_is_asked_for() -> None:
+    report = probe(Mirrored(), *pool())
+    assert report.honest, str(report)
+
+
+def test_what_decides_which_patches_are_kept_is_the_same_bit_for_bit_alone_and_in_a_block() -> None:
+    head = tiny_seps.head("laps", patches=196, has_cls=True, ratios=(0.5, 0.4), embed=64)
+    source = torch.Generator().manual_seed(0)
+    V, T = torch.randn(9, 197, 64, generator=source), torch.randn(20, 7, 64, generator=source)
+
+    def decides(V: torch.Tensor, T: torch.Tensor) -> torch.Tensor:
+        image, text = images(head, V), texts_of(T, torch.full((len(T),), 7))
+        return image.centrality[:, None] + relevance(image, text.centre)
+
+    together = decides(V, T)
+    alone = [[decides(V[i : i + 1], T[j : j + 1])[0, 0] for j in range(20)] for i in range(9)]
+    assert torch.equal(together, torch.stack([torch.stack(row) for row in alone]))
 
 
 # ---------------------------------------------------------------- dense texts
@@ -294,6 +341,12 @@ def test_a_matcher_of_chance_is_told_apart_from_one_that_cheats() -> None:
     report = probe(Cheat(lambda pool, rows: draw.random((len(rows), len(pool.texts)))), *pool())
     assert report.leaks[0].probe == "repeat"
     assert "asked again, gives other scores" in str(report)
+
+
+@pytest.mark.parametrize("way", [by_place, by_fingerprint, by_name, by_digest])
+def test_a_thousandth_for_the_matching_pair_is_caught(way: Callable[..., Any]) -> None:
+    weak = Cheat(lambda pool, rows: way(pool, rows) / 300)
+    assert caught(weak, *pool()) & {"text_order", "whole_pool", "names"}
 
 
 def test_a_tiny_bonus_that_only_breaks_ties_is_caught_where_all_scores_tie() -> None:

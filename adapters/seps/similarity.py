@@ -14,7 +14,8 @@ rounding.
 Shapes: i images, j texts, N patches, C the embedding, L words, R rows (tokens that an image keeps for a
 text). Equal scores at the K-th place: the patch that comes first is kept, as a stable sort does. Scores are
 float32 at least, autocast or not; half precision, TF32 too, changes which patches are kept where two scores
-are close, and so can another size of block, by rounding (two patches within 1e-7 at the K-th place).
+are close. On a CPU what else is scored at the same time does not: what decides is summed in float64. On a GPU
+another block or batch can, by rounding (two patches within 1e-7 at the K-th place).
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ def images(head: Head, V: Tensor) -> Images:
     tokens = patches.detach() if config.detach_selection else patches
     with torch.no_grad():
         unit = F.normalize(patches, dim=-1)
-        centre = F.normalize(patches.mean(1), dim=-1)
-        centrality = (unit @ centre[:, :, None]).squeeze(-1)
+        centre = F.normalize(_fine(patches).mean(1), dim=-1)
+        centrality = (_fine(unit) @ centre[:, :, None]).squeeze(-1).to(unit.dtype)
     paper = config.impl == "seps_paper"
     return Images(
         tokens,
@@ -147,12 +148,19 @@ def words(T: Tensor, T_len: Tensor) -> Words:
         raise ModelError(f"text {int(lengths.argmin())} has {int(T_len.min())} words; a text has 1 or more")
     pads = torch.arange(T.shape[1], device=T.device) >= lengths[:, None]
     T = _at_least_float32(T).masked_fill(pads[:, :, None], 0)
-    centre = F.normalize(T.detach().sum(1), dim=-1)
+    centre = F.normalize(_fine(T.detach()).sum(1), dim=-1).to(T.dtype)
     return Words(F.normalize(T, dim=-1), lengths, centre, pads if bool(pads.any()) else None)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _fine(x: Tensor) -> Tensor:
+    """As float64 on a CPU, for the sums that decide which patches are kept: taken in another order, as in a
+    block of another size, they round to the same float32. Many GPUs are slow at it: as it is there.
+    """
+    return x.double() if x.device.type == "cpu" else x
 
 
 # ---------------------------------------------------------------- which patches, with which weights
@@ -161,9 +169,12 @@ def _at_least_float32(x: Tensor) -> Tensor:
 def relevance(image: Images, centre: Tensor, paired: bool = False) -> Tensor:
     """Cosines of patches with the centres of texts (j, C) -> (i, j, N); paired: image i with text i, (i, 1,
     N)."""
+    unit, centre = _fine(image.unit), _fine(centre)
     if paired:
-        return (image.unit @ centre[:, :, None]).transpose(1, 2)
-    return torch.matmul(centre, image.unit.transpose(1, 2))
+        found = (unit @ centre[:, :, None]).transpose(1, 2)
+    else:
+        found = torch.matmul(centre, unit.transpose(1, 2))
+    return found.to(image.unit.dtype)
 
 
 def largest(scores: Tensor, k: int) -> Tensor:
