@@ -67,9 +67,10 @@ class Shares:
 
 @dataclass(frozen=True)
 class Images:
-    """An image without its text. tokens (i, N, C), the patches that are aggregated; unit (i, N, C);
-    centrality (i, N), the cosine with the mean patch; cls (i, C), unit, or None; logits (i, N_c, N).
-    Of `seps_paper`: dense_logits (i, N_c, N) and learned (i, N), s^p. unit and centrality have no gradient.
+    """An image without its text. tokens (i, N, C), the patches that are aggregated; unit (i, N, C), float64
+    on a CPU; centrality (i, N), the cosine with the mean patch; cls (i, C), unit, or None; logits
+    (i, N_c, N). Of `seps_paper`: dense_logits (i, N_c, N) and learned (i, N), s^p. unit and centrality have
+    no gradient.
     """
 
     tokens: Tensor
@@ -120,9 +121,9 @@ def images(head: Head, V: Tensor) -> Images:
     patches = V[:, 1:] if config.has_cls else V
     tokens = patches.detach() if config.detach_selection else patches
     with torch.no_grad():
-        unit = F.normalize(patches, dim=-1)
+        unit = _fine(F.normalize(patches, dim=-1))
         centre = F.normalize(_fine(patches).mean(1), dim=-1)
-        centrality = (_fine(unit) @ centre[:, :, None]).squeeze(-1).to(unit.dtype)
+        centrality = (unit @ centre[:, :, None]).squeeze(-1).to(patches.dtype)
     paper = config.impl == "seps_paper"
     return Images(
         tokens,
@@ -169,12 +170,11 @@ def _fine(x: Tensor) -> Tensor:
 def relevance(image: Images, centre: Tensor, paired: bool = False) -> Tensor:
     """Cosines of patches with the centres of texts (j, C) -> (i, j, N); paired: image i with text i, (i, 1,
     N)."""
-    unit, centre = _fine(image.unit), _fine(centre)
     if paired:
-        found = (unit @ centre[:, :, None]).transpose(1, 2)
+        found = (image.unit @ _fine(centre)[:, :, None]).transpose(1, 2)
     else:
-        found = torch.matmul(centre, unit.transpose(1, 2))
-    return found.to(image.unit.dtype)
+        found = torch.matmul(_fine(centre), image.unit.transpose(1, 2))
+    return found.to(image.tokens.dtype)
 
 
 def largest(scores: Tensor, k: int) -> Tensor:
