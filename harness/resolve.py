@@ -343,7 +343,8 @@ def _named(spec: Spec, parameters: Mapping[str, inspect.Parameter]) -> dict[str,
     for key, value in spec.knobs.items():
         if key not in parameters:
             near = _nearest(key, parameters, "knobs")
-            raise SpecError(f"{spec.name} has no knob {key!r}. {near} ({_knob_list(parameters)})")
+            others = f" ({_knob_list(parameters)})" if near.endswith("?") else ""  # or near names them all
+            raise SpecError(f"{spec.name} has no knob {key!r}. {near}{others}")
         if key in given:
             raise SpecError(f"{spec.name}: {key!r} is given twice")
         given[key] = value
