@@ -215,3 +215,15 @@ def _read_pixels(folder: Path) -> dict[str, Any]:
         if isinstance(settings, dict):
             return settings
     return {}
+
+
+def full_layers(decoder: Any) -> list[int]:
+    """A decoder's layers (0-based) whose tokens attend to everything before them; all, where none is said to.
+
+    decoder: transformers' config of it.
+    """
+    layers = range(int(decoder.num_hidden_layers))
+    kinds = getattr(decoder, "layer_types", None) or ()
+    return [layer for layer, kind in zip(layers, kinds, strict=False) if kind == "full_attention"] or list(
+        layers
+    )

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from adapters._hf_checkpoint import full_layers
 from adapters._hf_decoding import Ending, Finite, Sampler, finish
 from adapters._hf_prompts import PromptError, Template, render
 from adapters._hf_rows import Family, Read, Row, Unfit, pad_token
@@ -320,7 +321,9 @@ class Waves:
         steered: tuple[taps.Tap, ...] = ()
         if steering is not None:
             image = self._family.image_tokens(inputs)
-            prompt = taps.Prompt(image, inputs.mask, self._layers, _windows(self._weights.config))
+            seeing = full_layers(self._weights.config.get_text_config())
+            windows = frozenset(range(self._layers)).difference(seeing)
+            prompt = taps.Prompt(image, inputs.mask, self._layers, windows)
             steered = (steering.tap(prompt),)
         reading = self._family.reading(rows, inputs) if any(row.reads for row in rows) else None
         with taps.active(*([] if reading is None else [reading.tap]), *steered):
@@ -377,12 +380,6 @@ def _key(request: Request) -> str | Failure:
         return request.digest()
     except PictureError as error:
         return Failure(error.kind, str(error))
-
-
-def _windows(config: Any) -> frozenset[int]:
-    """The decoder's layers whose tokens see only what is near."""
-    kinds = getattr(config.get_text_config(), "layer_types", None) or ()
-    return frozenset(layer for layer, kind in enumerate(kinds) if kind != "full_attention")
 
 
 def _ordered(jobs: Sequence[_Job], family: Family) -> list[_Job]:

@@ -22,6 +22,7 @@ from adapters._hf_checkpoint import (
     Dtype,
     Quantization,
     find,
+    full_layers,
     load,
     load_processor,
     pick_dtype,
@@ -289,7 +290,5 @@ class Hf:
 
 def _middle(decoder: Any) -> int:
     """The layer nearest the middle that attends to everything; of two the lower one."""
-    layers = int(decoder.num_hidden_layers)
-    kinds = getattr(decoder, "layer_types", None) or ()
-    full = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"] or range(layers)
-    return min(full, key=lambda layer: abs(layer - layers // 2))
+    middle = int(decoder.num_hidden_layers) // 2
+    return min(full_layers(decoder), key=lambda layer: abs(layer - middle))
