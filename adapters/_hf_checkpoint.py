@@ -224,6 +224,5 @@ def full_layers(decoder: Any) -> list[int]:
     """
     layers = range(int(decoder.num_hidden_layers))
     kinds = getattr(decoder, "layer_types", None) or ()
-    return [layer for layer, kind in zip(layers, kinds, strict=False) if kind == "full_attention"] or list(
-        layers
-    )
+    full = [layer for layer, kind in zip(layers, kinds, strict=False) if kind == "full_attention"]
+    return full or list(layers)
